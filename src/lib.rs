@@ -1,0 +1,3 @@
+//! Forebay: a self-hosted IoT hub.
+
+pub mod model;

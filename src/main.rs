@@ -1,0 +1,3 @@
+fn main() {
+    println!("forebay {}", env!("CARGO_PKG_VERSION"));
+}
