@@ -1,3 +1,4 @@
 //! Forebay: a self-hosted IoT hub.
 
 pub mod model;
+pub mod wire;

@@ -1,0 +1,277 @@
+//! The fixed frame header and the decoder that cuts a byte stream into frames.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// The frame version this build speaks. A hello names the range a client speaks; see [`super::control::Hello`].
+pub const VERSION: u8 = 1;
+/// Bytes of a frame header.
+pub const HEADER_BYTES: usize = 8;
+
+/// What a frame's body is. Numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Client: who I am; the first frame of a connection's first stream.
+    Hello = 0x01,
+    /// Hub: you are in; what is stored of you and what the limits are.
+    Welcome = 0x02,
+    /// Hub: the session is about to end, and why. Client: I am done, nothing follows.
+    Goodbye = 0x03,
+    /// Client: a new SAS token for the running session.
+    Renew = 0x04,
+    /// Hub: the new token is in force.
+    Renewed = 0x05,
+    /// Device: a batch of rkyv-archived messages.
+    Append = 0x10,
+    /// Device: a batch of messages in the plain length-prefixed encoding.
+    AppendPlain = 0x11,
+    /// Hub: everything up to a sequence is stored at the hub's durability level.
+    Ack = 0x12,
+    /// Consumer: opens a cursor on a partition; the first frame of a further stream.
+    Subscribe = 0x20,
+    /// Hub: the cursor stands.
+    Subscribed = 0x21,
+    /// Hub: whole log records, back to back.
+    Deliver = 0x22,
+    /// Consumer: this many more bytes may be delivered.
+    Credit = 0x23,
+    /// Consumer: processed up to here.
+    Checkpoint = 0x24,
+    /// Hub: the checkpoint is durable.
+    CheckpointStored = 0x25,
+    /// Hub: this stream's request or subscription failed.
+    Failed = 0x26,
+    /// Service: a management request; the only frame of its stream.
+    Request = 0x30,
+    /// Hub: its answer.
+    Response = 0x31,
+}
+
+impl Kind {
+    const ALL: [Self; 17] = [
+        Self::Hello,
+        Self::Welcome,
+        Self::Goodbye,
+        Self::Renew,
+        Self::Renewed,
+        Self::Append,
+        Self::AppendPlain,
+        Self::Ack,
+        Self::Subscribe,
+        Self::Subscribed,
+        Self::Deliver,
+        Self::Credit,
+        Self::Checkpoint,
+        Self::CheckpointStored,
+        Self::Failed,
+        Self::Request,
+        Self::Response,
+    ];
+
+    fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// Flag of an append: the gap between the last sequence stored and this batch's first is meant; the device gave up on
+/// the messages between. Without it a gap is refused.
+pub const FLAG_SKIP: u16 = 1;
+
+/// What a frame header must satisfy before a byte of the body is buffered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("frame version {version}; this hub speaks version {VERSION} (ALPN forebay/1)")]
+    Version { version: u8 },
+    #[error("frame kind {kind:#04x} is unknown in version {VERSION}")]
+    Kind { kind: u8 },
+    #[error("frame body of {bytes} bytes exceeds {bytes_max}")]
+    TooLarge { bytes: u32, bytes_max: u32 },
+    #[error("flags {flags:#06x} are not defined for frame kind {kind:#04x}")]
+    Flags { kind: u8, flags: u16 },
+}
+
+/// One frame, cut out of the stream. The body is contiguous and not checked yet.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub kind: Kind,
+    pub flags: u16,
+    pub body: Bytes,
+}
+
+/// Writes a frame header for a body of `body_bytes`.
+pub fn header(kind: Kind, flags: u16, body_bytes: usize) -> [u8; HEADER_BYTES] {
+    let length = u32::try_from(body_bytes).expect("frame bodies are bounded far below 4 GiB by their makers");
+    let [l0, l1, l2, l3] = length.to_le_bytes();
+    let [f0, f1] = flags.to_le_bytes();
+    [l0, l1, l2, l3, kind as u8, VERSION, f0, f1]
+}
+
+/// Cuts frames out of a byte stream. Holds at most one incomplete frame: `HEADER_BYTES + body_bytes_max` bytes, plus
+/// what the caller fed beyond it; nothing when the stream is idle between frames.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: BytesMut,
+    body_bytes_max: u32,
+    /// The checked header of the frame whose body is still incomplete.
+    pending: Option<(Kind, u16, usize)>,
+}
+
+impl Decoder {
+    pub fn new(body_bytes_max: u32) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            body_bytes_max,
+            pending: None,
+        }
+    }
+
+    /// Raises or lowers the bound for frames whose header has not been read yet.
+    pub fn set_body_bytes_max(&mut self, body_bytes_max: u32) {
+        self.body_bytes_max = body_bytes_max;
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame; `None` until more bytes are fed.
+    ///
+    /// # Errors
+    /// The stream cannot be read on: close the connection with the error's code.
+    pub fn poll_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let (kind, flags, body_bytes) = match self.pending {
+            Some(pending) => pending,
+            None => {
+                if self.buffer.len() < HEADER_BYTES {
+                    if self.buffer.is_empty() {
+                        // An idle session holds no receive buffer.
+                        self.buffer = BytesMut::new();
+                    }
+                    return Ok(None);
+                }
+                let header = check_header(&self.buffer[..HEADER_BYTES], self.body_bytes_max)?;
+                self.buffer.advance(HEADER_BYTES);
+                self.pending = Some(header);
+                header
+            }
+        };
+        if self.buffer.len() < body_bytes {
+            // A client that announces a large frame and sends nothing must not make the hub hold memory for it.
+            let arrived = self.buffer.len();
+            self.buffer.reserve((body_bytes - arrived).min(arrived.max(16 * 1024)));
+            return Ok(None);
+        }
+        self.pending = None;
+        Ok(Some(Frame {
+            kind,
+            flags,
+            body: self.buffer.split_to(body_bytes).freeze(),
+        }))
+    }
+
+    /// Bytes held now, for accounting.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+fn check_header(header: &[u8], body_bytes_max: u32) -> Result<(Kind, u16, usize), FrameError> {
+    let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    // The version comes first: what the other fields mean is the version's business.
+    if header[5] != VERSION {
+        return Err(FrameError::Version { version: header[5] });
+    }
+    let kind = Kind::from_number(header[4]).ok_or(FrameError::Kind { kind: header[4] })?;
+    let flags = u16::from_le_bytes([header[6], header[7]]);
+    let flags_defined = match kind {
+        Kind::Append | Kind::AppendPlain => FLAG_SKIP,
+        _ => 0,
+    };
+    if flags & !flags_defined != 0 {
+        return Err(FrameError::Flags {
+            kind: kind as u8,
+            flags,
+        });
+    }
+    if length > body_bytes_max {
+        return Err(FrameError::TooLarge {
+            bytes: length,
+            bytes_max: body_bytes_max,
+        });
+    }
+    Ok((kind, flags, length as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame_bytes(kind: Kind, body: &[u8]) -> Vec<u8> {
+        [&header(kind, 0, body.len())[..], body].concat()
+    }
+
+    #[test]
+    fn kinds_and_numbers_agree() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_number(kind as u8), Some(kind));
+        }
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_the_stream_is_cut() {
+        let stream = [
+            frame_bytes(Kind::Ack, b"first"),
+            frame_bytes(Kind::Goodbye, b""),
+            frame_bytes(Kind::Ack, b"x"),
+        ]
+        .concat();
+        for step in 1..stream.len() {
+            let mut decoder = Decoder::new(64);
+            let mut bodies = Vec::new();
+            for piece in stream.chunks(step) {
+                decoder.feed(piece);
+                while let Some(frame) = decoder.poll_frame().unwrap() {
+                    bodies.push((frame.kind, frame.body.to_vec()));
+                }
+            }
+            assert_eq!(
+                bodies,
+                [
+                    (Kind::Ack, b"first".to_vec()),
+                    (Kind::Goodbye, vec![]),
+                    (Kind::Ack, b"x".to_vec())
+                ],
+                "step {step}"
+            );
+            assert_eq!(decoder.buffered_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn bad_headers_are_refused_before_their_body_arrives() {
+        let check = |header: [u8; 8], expected: FrameError| {
+            let mut decoder = Decoder::new(100);
+            decoder.feed(&header);
+            assert_eq!(decoder.poll_frame().unwrap_err(), expected);
+        };
+        check([0, 0, 0, 0, 0x10, 2, 0, 0], FrameError::Version { version: 2 });
+        check([0, 0, 0, 0, 0x7f, 1, 0, 0], FrameError::Kind { kind: 0x7f });
+        check(
+            [101, 0, 0, 0, 0x10, 1, 0, 0],
+            FrameError::TooLarge {
+                bytes: 101,
+                bytes_max: 100,
+            },
+        );
+        check([0, 0, 0, 0, 0x10, 1, 2, 0], FrameError::Flags { kind: 0x10, flags: 2 });
+        check([0, 0, 0, 0, 0x12, 1, 1, 0], FrameError::Flags { kind: 0x12, flags: 1 });
+    }
+
+    #[test]
+    fn an_announced_frame_holds_no_memory_before_it_arrives() {
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.feed(&header(Kind::Append, 0, 1 << 20));
+        assert!(decoder.poll_frame().unwrap().is_none());
+        assert!(decoder.buffer.capacity() <= 32 * 1024, "{}", decoder.buffer.capacity());
+    }
+}
