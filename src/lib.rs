@@ -1,4 +1,5 @@
 //! Forebay: a self-hosted IoT hub.
 
 pub mod model;
+pub mod session;
 pub mod wire;

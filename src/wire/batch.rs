@@ -173,12 +173,28 @@ impl<'a> Payload<'a> {
 
     /// Each message, checked; for readers, to whom the bytes come from outside.
     pub fn messages(self) -> impl Iterator<Item = Result<MessageRef<'a>, BatchError>> {
+        self.pieces().enumerate().map(|(index, archive)| {
+            let index = index as u32;
+            let archive = archive.ok_or(BatchError::Ends { index })?;
+            MessageRef::check(archive).map_err(|cause| BatchError::Message { index, cause })
+        })
+    }
+
+    /// The archives of a payload that was checked.
+    ///
+    /// # Panics
+    /// When it was not.
+    pub fn archives(self) -> impl Iterator<Item = &'a [u8]> {
+        self.pieces().map(|archive| archive.expect("the payload was checked"))
+    }
+
+    fn pieces(self) -> impl Iterator<Item = Option<&'a [u8]>> {
         let mut start = 0;
         (0..self.count).map(move |index| {
             let end = self.end(index);
-            let archive = self.archives.get(start..end).ok_or(BatchError::Ends { index })?;
+            let archive = self.archives.get(start..end);
             start = end;
-            MessageRef::check(archive).map_err(|cause| BatchError::Message { index, cause })
+            archive
         })
     }
 }

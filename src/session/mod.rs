@@ -1,0 +1,3 @@
+//! The doors devices come through: sockets, TLS, tasks and limits around codecs and the shards.
+
+pub mod quic;

@@ -1,0 +1,373 @@
+//! A device's session: batches in, cumulative acknowledgements out.
+//!
+//! One task per session, on the arbiter that accepted the connection. It stops reading (so that QUIC flow control slows
+//! the device down) while the shard's budget is used up, or while the session has more unacknowledged bytes than it may.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream, ZeroRttAccepted};
+use tokio::sync::oneshot;
+
+use super::config::BATCH_COUNT_MAX;
+use super::door::{Closing, Door};
+use super::intake::{Intake, Said};
+use super::observer::Peer;
+use crate::hub::auth::Authenticated;
+use crate::hub::filter::DeviceKey;
+use crate::model::{DeviceId, Epoch, UtcMillis};
+use crate::shard::command::{Append, Command, OpenError, OpenSession, Opened, SessionId};
+use crate::shard::inbox::Inbox;
+use crate::shard::link::SessionLink;
+use crate::wire::batch::{Batch, BatchLimits};
+use crate::wire::close::CloseCode;
+use crate::wire::control::{Ack, Control, Goodbye, Hello, Renewed, Welcome};
+use crate::wire::frame::{Decoder, VERSION};
+use crate::wire::stamp::Origin;
+
+/// A peer that has not taken a few bytes for this long does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a draining session may take to have its last batches acknowledged and its farewell delivered.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a client is told to stay away when the hub stops.
+const DRAIN_RETRY_AFTER_MS: u32 = 1000;
+const CHUNKS: usize = 16;
+
+/// Runs the session to its end. The error says how the connection is to be closed.
+pub(super) async fn run(
+    door: &Arc<Door>,
+    connection: &Connection,
+    streams: (SendStream, RecvStream),
+    decoder: Decoder,
+    hello: Hello,
+    early: Option<ZeroRttAccepted>,
+) -> Result<(), Closing> {
+    let device = DeviceId::new(&hello.device_id)
+        .map_err(|error| Closing::new(CloseCode::Unauthorized, format!("device id {error}")))?;
+    let is_early = early.is_some() && streams.1.is_0rtt();
+    let mut handshake = early;
+    if is_early && hello.token.is_empty() {
+        // A certificate is shown only by the finished handshake.
+        finish(&mut handshake).await?;
+    }
+    let identity = door.authenticate_device(connection, &device, &hello)?;
+    let (session, link, opened) = match open(door, &device, &identity, &hello, is_early && handshake.is_some()).await {
+        Err(OpenError::EarlyData) => {
+            finish(&mut handshake).await?;
+            open(door, &device, &identity, &hello, false).await
+        }
+        other => other,
+    }
+    .map_err(closing_of)?;
+    let partition = door.router.partition_of(&device);
+    let inbox = door.router.inbox(partition).clone();
+    let _open = OpenGuard { door: door.clone(), inbox: inbox.clone(), session };
+    let limits = BatchLimits { message_bytes_max: door.config.message_bytes_max as usize, count_max: BATCH_COUNT_MAX };
+    let welcome = Welcome {
+        version: VERSION,
+        epoch: opened.epoch.0,
+        last_sequence: opened.last_sequence,
+        partition: partition.0,
+        partition_count: door.router.partition_count(),
+        message_bytes_max: door.config.message_bytes_max,
+        batch_bytes_max: door.config.batch_bytes_max,
+        batch_count_max: BATCH_COUNT_MAX,
+        expires_ms: identity.expires.map_or(0, |at| at.0),
+        durability: door.durability.name().to_owned(),
+    };
+    let (send, recv) = streams;
+    DeviceSession {
+        door,
+        connection,
+        send,
+        recv,
+        device,
+        module_id: hello.module_id,
+        session,
+        link,
+        inbox,
+        intake: Intake::new(decoder, door.config.batch_bytes_max, limits),
+        blocked: None,
+        inflight: VecDeque::new(),
+        inflight_bytes: 0,
+        outgoing: welcome.to_frame(),
+        written: 0,
+        write_started: Instant::now(),
+        acknowledged: opened.last_sequence,
+        expires: identity.expires,
+        is_reading: true,
+    }
+    .run()
+    .await
+}
+
+async fn finish(handshake: &mut Option<ZeroRttAccepted>) -> Result<(), Closing> {
+    if let Some(handshake) = handshake.take() {
+        handshake.await;
+    }
+    Ok(())
+}
+
+async fn open(
+    door: &Arc<Door>,
+    device: &DeviceId,
+    identity: &Authenticated,
+    hello: &Hello,
+    is_early: bool,
+) -> Result<(SessionId, Arc<SessionLink>, Opened), OpenError> {
+    let session = door.router.new_session();
+    let link = Arc::new(SessionLink::default());
+    let partition = door.router.partition_of(device);
+    let (reply, answer) = oneshot::channel();
+    let open = OpenSession {
+        session,
+        key: DeviceKey { device: device.clone(), generation: identity.generation },
+        partition,
+        origin: Origin {
+            device_id: device.as_str().to_owned(),
+            module_id: hello.module_id.clone(),
+            generation: identity.generation.0,
+            epoch: 0,
+            auth_method: identity.method.to_json(),
+        },
+        epoch: Epoch(hello.epoch),
+        is_early,
+        link: link.clone(),
+        reply,
+    };
+    door.router.inbox(partition).push_control(Command::Open(open)).map_err(|_| OpenError::Stopping)?;
+    match answer.await {
+        Ok(opened) => opened.map(|opened| (session, link, opened)),
+        Err(_) => Err(OpenError::Stopping),
+    }
+}
+
+fn closing_of(error: OpenError) -> Closing {
+    let code = match &error {
+        OpenError::StaleEpoch { .. } => CloseCode::StaleEpoch,
+        OpenError::EarlyData => CloseCode::UnexpectedFrame,
+        OpenError::Poisoned(_) | OpenError::State(_) => CloseCode::Internal,
+        OpenError::Stopping => CloseCode::Draining,
+    };
+    Closing::new(code, error.to_string())
+}
+
+/// Tells the home shard, however the session ends.
+struct OpenGuard {
+    door: Arc<Door>,
+    inbox: Arc<Inbox>,
+    session: SessionId,
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.door.observer.session_closed(Peer::Device);
+        if self.inbox.push_control(Command::Close(self.session)).is_err() {
+            let (inbox, session) = (self.inbox.clone(), self.session);
+            actix_rt::spawn(async move {
+                while inbox.push_control(Command::Close(session)).is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        }
+    }
+}
+
+struct DeviceSession<'a> {
+    door: &'a Arc<Door>,
+    connection: &'a Connection,
+    send: SendStream,
+    recv: RecvStream,
+    device: DeviceId,
+    module_id: String,
+    session: SessionId,
+    link: Arc<SessionLink>,
+    inbox: Arc<Inbox>,
+    intake: Intake,
+    /// The next batch, its price, and since when it waits for the budget.
+    blocked: Option<(Batch, u32, Instant)>,
+    /// Last sequence and price of what is handed over and not acknowledged.
+    inflight: VecDeque<(u64, u32)>,
+    inflight_bytes: u64,
+    outgoing: Vec<u8>,
+    written: usize,
+    write_started: Instant,
+    /// The last sequence an Ack (or the welcome) was made for.
+    acknowledged: u64,
+    expires: Option<UtcMillis>,
+    is_reading: bool,
+}
+
+impl DeviceSession<'_> {
+    async fn run(mut self) -> Result<(), Closing> {
+        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        self.door.observer.session_opened(Peer::Device);
+        // Frames may have come together with the hello.
+        self.read_frames()?;
+        loop {
+            self.hand_over();
+            self.queue_ack();
+            if !self.is_reading && self.inflight.is_empty() && self.blocked.is_none() && self.outgoing.is_empty() {
+                return Ok(());
+            }
+            let may_read =
+                self.is_reading && self.blocked.is_none() && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                () = self.link.changed() => {
+                    self.take_acknowledged();
+                    if let Some(end) = self.link.end() {
+                        let closing = Closing::new(end.code, end.reason.clone());
+                        return if end.code == CloseCode::Draining { self.farewell(closing).await } else { Err(closing) };
+                    }
+                }
+                written = self.send.write(&self.outgoing[self.written..]), if !self.outgoing.is_empty() => {
+                    self.written += written.map_err(|_| Closing::gone())?;
+                    if self.written == self.outgoing.len() {
+                        self.outgoing = Vec::new();
+                        self.written = 0;
+                    }
+                }
+                () = self.inbox.reserve(self.blocked.as_ref().map_or(0, |(_, price, _)| *price)), if self.blocked.is_some() => {
+                    let (batch, price, since) = self.blocked.take().expect("the branch's condition");
+                    self.door.observer.backpressure(since.elapsed());
+                    self.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
+                    self.submit(batch, price, since);
+                }
+                read = self.recv.read_chunks(&mut chunks), if may_read => match read {
+                    Ok(Some(count)) => {
+                        for chunk in &mut chunks[..count] {
+                            self.intake.feed(chunk);
+                            *chunk = Bytes::new();
+                        }
+                        self.read_frames()?;
+                    }
+                    Ok(None) => self.is_reading = false,
+                    Err(_) => return Err(Closing::gone()),
+                },
+                () = sleep_until(deadline), if deadline.is_some() => self.check_deadline()?,
+                _ = self.connection.closed(), if !may_read => return Err(Closing::gone()),
+            }
+        }
+    }
+
+    fn read_frames(&mut self) -> Result<(), Closing> {
+        loop {
+            match self.intake.read() {
+                Ok(None) => return Ok(()),
+                Ok(Some(Said::Goodbye)) => {
+                    self.is_reading = false;
+                    return Ok(());
+                }
+                Ok(Some(Said::Renew(renew))) => {
+                    let identity = self.door.authenticate_token(&self.device, &self.module_id, &renew.token)?;
+                    self.expires = identity.expires;
+                    self.push_outgoing(&Renewed { expires_ms: identity.expires.map_or(0, |at| at.0) }.to_frame());
+                }
+                Err(error) => {
+                    // What came before the fault is good and goes its way.
+                    self.hand_over();
+                    return Err(Closing::new(error.close_code(), error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Hands batches to the shard until its budget is used up.
+    fn hand_over(&mut self) {
+        if self.blocked.is_some() || !self.intake.has_batches() {
+            return;
+        }
+        let received = Instant::now();
+        while let Some(batch) = self.intake.poll_batch() {
+            let price = self.inbox.price(batch.payload.len());
+            if self.inbox.try_reserve(price) {
+                self.submit(batch, price, received);
+            } else {
+                self.blocked = Some((batch, price, received));
+                return;
+            }
+        }
+    }
+
+    fn submit(&mut self, batch: Batch, price: u32, received: Instant) {
+        self.inflight.push_back((batch.last_sequence(), price));
+        self.inflight_bytes += u64::from(price);
+        let submitted = Instant::now();
+        self.inbox.push_append(Append { session: self.session, batch, budget_bytes: price, received, submitted });
+    }
+
+    fn take_acknowledged(&mut self) {
+        let acknowledged = self.link.acknowledged();
+        while self.inflight.front().is_some_and(|(last, _)| *last <= acknowledged) {
+            let (_, price) = self.inflight.pop_front().expect("looked at above");
+            self.inflight_bytes -= u64::from(price);
+        }
+    }
+
+    /// One Ack at a time is on its way; the next covers all that came meanwhile.
+    fn queue_ack(&mut self) {
+        let sequence = self.link.acknowledged();
+        if sequence > self.acknowledged && self.outgoing.is_empty() {
+            self.acknowledged = sequence;
+            self.push_outgoing(&Ack { sequence }.to_frame());
+        }
+    }
+
+    fn push_outgoing(&mut self, frame: &[u8]) {
+        if self.outgoing.is_empty() {
+            self.write_started = Instant::now();
+        }
+        self.outgoing.extend_from_slice(frame);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let expiry = self.expires.map(|at| self.door.instant_of(at));
+        let write = (!self.outgoing.is_empty()).then(|| self.write_started + WRITE_TIMEOUT);
+        [expiry, write].into_iter().flatten().min()
+    }
+
+    fn check_deadline(&self) -> Result<(), Closing> {
+        if self.expires.is_some_and(|at| self.door.clock.now() >= at) {
+            return Err(Closing::new(CloseCode::TokenExpired, "the token has expired"));
+        }
+        if !self.outgoing.is_empty() && self.write_started.elapsed() >= WRITE_TIMEOUT {
+            return Err(Closing::new(CloseCode::TooSlow, "acknowledgements are not read"));
+        }
+        Ok(())
+    }
+
+    /// The hub stops: acknowledge what was taken, say goodbye, and give the peer time to hear it.
+    async fn farewell(mut self, closing: Closing) -> Result<(), Closing> {
+        let until = tokio::time::Instant::now() + FAREWELL_TIMEOUT;
+        let polite = async {
+            while !self.inflight.is_empty() {
+                self.link.changed().await;
+                self.take_acknowledged();
+            }
+            let mut last = std::mem::take(&mut self.outgoing).split_off(self.written);
+            last.extend(Ack { sequence: self.link.acknowledged() }.to_frame());
+            let goodbye = Goodbye {
+                code: closing.code as u8,
+                retry_after_ms: DRAIN_RETRY_AFTER_MS,
+                reason: closing.reason.clone(),
+            };
+            last.extend(goodbye.to_frame());
+            if self.send.write_all(&last).await.is_ok() && self.send.finish().is_ok() {
+                let _ = self.send.stopped().await;
+            }
+        };
+        let _ = tokio::time::timeout_at(until, polite).await;
+        Err(closing)
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

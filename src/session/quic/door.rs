@@ -1,0 +1,401 @@
+//! The native door: one QUIC endpoint per port, its connections spread over the arbiters.
+//!
+//! A native client's first connection id carries its device's hash (`wire::hint`), so its connection is accepted on the
+//! home shard and the way from packet to log never leaves that thread; all others go round robin.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use actix_rt::ArbiterHandle;
+use bytes::Bytes;
+use quinn::{
+    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig,
+    VarInt, ZeroRttAccepted,
+};
+use tokio::sync::Notify;
+
+use super::config::Config;
+use super::observer::{Handshake, Observer};
+use super::readers::Readers;
+use super::{device, service};
+use crate::hub::auth::{Authenticated, Authenticator, Credential};
+use crate::hub::{Groups, Registry};
+use crate::log::DiskStorage;
+use crate::model::time::Clock;
+use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
+use crate::shard::Durability;
+use crate::shard::router::Router;
+use crate::wire::close::CloseCode;
+use crate::wire::control::{CONTROL_BYTES_MAX, Control, Hello, Role};
+use crate::wire::frame::{Decoder, Kind, VERSION};
+use crate::wire::hint;
+
+/// How a connection ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Closing {
+    pub code: CloseCode,
+    pub reason: String,
+    /// The peer or the path is gone: nothing to send.
+    is_gone: bool,
+}
+
+impl Closing {
+    pub fn new(code: CloseCode, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), is_gone: false }
+    }
+
+    pub fn gone() -> Self {
+        Self { code: CloseCode::Normal, reason: String::new(), is_gone: true }
+    }
+}
+
+/// The rooms of the hub that the door leads to.
+#[derive(Clone)]
+pub struct HubParts {
+    pub authenticator: Arc<Authenticator>,
+    pub registry: Registry,
+    pub groups: Groups,
+}
+
+/// What all sessions of the door share.
+pub struct Door {
+    pub(super) config: Config,
+    pub(super) router: Arc<Router<DiskStorage>>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) registry: Registry,
+    pub(super) groups: Groups,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) durability: Durability,
+    pub(super) observer: Arc<dyn Observer>,
+    sessions: AtomicUsize,
+    stopping: AtomicBool,
+    /// Service connections leave when this is rung; device sessions are told by their shard.
+    pub(super) stop: Notify,
+    /// Who owns which partition of which group in this process: rung when another takes over.
+    pub(super) owners: Mutex<HashMap<(ConsumerGroup, PartitionId), Arc<Notify>>>,
+    /// Where consumers stand, for their lag.
+    pub readers: Arc<Readers>,
+}
+
+impl Door {
+    pub fn new(
+        config: Config,
+        router: Arc<Router<DiskStorage>>,
+        hub: HubParts,
+        clock: Arc<dyn Clock>,
+        durability: Durability,
+        observer: Arc<dyn Observer>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            router,
+            authenticator: hub.authenticator,
+            registry: hub.registry,
+            groups: hub.groups,
+            clock,
+            durability,
+            observer,
+            sessions: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            stop: Notify::new(),
+            owners: Mutex::new(HashMap::new()),
+            readers: Arc::default(),
+        })
+    }
+
+    /// Connections open now, handshakes included.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Refuses further connections and tells service connections to go.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.stop.notify_waiters();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// When a wall-clock time will be, on the monotonic clock that timers follow.
+    pub(super) fn instant_of(&self, at: UtcMillis) -> Instant {
+        let ms = u64::try_from(at.0 - self.clock.now().0).unwrap_or(0);
+        // Timers of more than a year would overflow nothing, but are never waited for.
+        Instant::now() + Duration::from_millis(ms.min(366 * 86_400_000))
+    }
+
+    pub(super) fn authenticate_device(
+        &self,
+        connection: &Connection,
+        device: &DeviceId,
+        hello: &Hello,
+    ) -> Result<Authenticated, Closing> {
+        if !hello.token.is_empty() {
+            return self.authenticate_token(device, &hello.module_id, &hello.token);
+        }
+        let chain = peer_chain(connection);
+        let chain: Vec<&[u8]> = chain.iter().map(|certificate| certificate.as_ref()).collect();
+        self.authenticate(device, &hello.module_id, &Credential::Certificate(&chain))
+    }
+
+    pub(super) fn authenticate_token(
+        &self,
+        device: &DeviceId,
+        module_id: &str,
+        token: &str,
+    ) -> Result<Authenticated, Closing> {
+        self.authenticate(device, module_id, &Credential::Token(token))
+    }
+
+    fn authenticate(
+        &self,
+        device: &DeviceId,
+        module_id: &str,
+        credential: &Credential<'_>,
+    ) -> Result<Authenticated, Closing> {
+        let module = match module_id {
+            "" => None,
+            id => Some(ModuleId::new(id).map_err(|error| {
+                self.observer.auth_refused("malformed");
+                Closing::new(CloseCode::Unauthorized, format!("module id {error}"))
+            })?),
+        };
+        self.authenticator
+            .authenticate(credential, device, module.as_ref(), self.clock.now())
+            .map_err(|error| self.refused(&error))
+    }
+
+    pub(super) fn refused(&self, error: &crate::hub::auth::AuthError) -> Closing {
+        self.observer.auth_refused(error.label());
+        tracing::debug!(%error, "credential refused");
+        super::error::closing_of_auth(error)
+    }
+}
+
+fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
+        .map_or_else(Vec::new, |chain| *chain)
+}
+
+/// The transport limits of one connection, before a service is recognised.
+pub fn transport(config: &Config) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle = IdleTimeout::try_from(config.idle_timeout).unwrap_or(IdleTimeout::from(VarInt::from_u32(u32::MAX)));
+    let mut ack_frequency = quinn::AckFrequencyConfig::default();
+    ack_frequency.ack_eliciting_threshold(VarInt::from_u32(20));
+    ack_frequency.max_ack_delay(Some(Duration::from_millis(25)));
+    transport
+        .max_idle_timeout(Some(idle))
+        .stream_receive_window(VarInt::from_u32(config.stream_window_bytes))
+        .receive_window(VarInt::from_u32(config.connection_window_bytes))
+        .send_window(u64::from(config.send_window_bytes))
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .crypto_buffer_size(8 * 1024)
+        // Clients of any QUIC stack that offer the extension send fewer acknowledgements of our packets.
+        .ack_frequency_config(Some(ack_frequency));
+    transport
+}
+
+/// Binds the endpoint. Call on the thread whose runtime is to receive the datagrams.
+///
+/// # Errors
+/// The socket cannot be bound.
+pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> std::io::Result<Endpoint> {
+    server
+        .transport_config(Arc::new(transport(config)))
+        .migration(true)
+        .max_incoming(4096)
+        .incoming_buffer_size(64 * 1024)
+        .incoming_buffer_size_total(64 << 20);
+    let socket = bind_udp(config.listen)?;
+    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
+    let endpoint = EndpointConfig::new(Arc::new(reset_key));
+    Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
+}
+
+fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::DGRAM, None)?;
+    // A burst of ten thousand devices' first packets should wait in the kernel rather than be dropped.
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    let _ = socket.set_send_buffer_size(4 << 20);
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
+pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHandle>) {
+    let mut begun = Begun { second: Instant::now(), count: 0 };
+    let mut round_robin = 0;
+    while let Some(incoming) = endpoint.accept().await {
+        if door.is_stopping() {
+            incoming.refuse();
+            continue;
+        }
+        if door.sessions() >= door.config.sessions_max {
+            door.observer.handshake(Handshake::Refused);
+            door.observer.closed(CloseCode::Busy);
+            incoming.refuse();
+            continue;
+        }
+        if begun.is_above(door.config.handshakes_per_second)
+            && !incoming.remote_address_validated()
+            && incoming.may_retry()
+        {
+            door.observer.handshake(Handshake::Retried);
+            let _ = incoming.retry();
+            continue;
+        }
+        let shard = match hint::decode(&incoming.orig_dst_cid()) {
+            Some(hash) => door.router.shard_of(PartitionId::of_hash(hash, door.router.partition_count())),
+            None => {
+                round_robin = (round_robin + 1) % arbiters.len();
+                round_robin
+            }
+        };
+        door.sessions.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(door.clone());
+        if shard == 0 {
+            // The endpoint lives on the first shard's arbiter.
+            actix_rt::spawn(serve(counted, incoming));
+        } else {
+            arbiters[shard].spawn_fn(move || drop(actix_rt::spawn(serve(counted, incoming))));
+        }
+    }
+}
+
+/// Handshakes begun in the running second.
+struct Begun {
+    second: Instant,
+    count: u32,
+}
+
+impl Begun {
+    fn is_above(&mut self, per_second: u32) -> bool {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            *self = Self { second: Instant::now(), count: 0 };
+        }
+        self.count += 1;
+        self.count > per_second
+    }
+}
+
+/// A connection counts as a session from its first packet to its end.
+struct Counted(Arc<Door>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve(counted: Counted, incoming: Incoming) {
+    let door = &counted.0;
+    let (connection, accepted) = match incoming.accept().map(quinn::Connecting::into_0rtt) {
+        Ok(Ok(early)) => early,
+        Ok(Err(_)) | Err(_) => return door.observer.handshake(Handshake::Failed),
+    };
+    let closing = match tokio::time::timeout(door.config.handshake_timeout, greet(&connection)).await {
+        Err(_) => {
+            door.observer.handshake(Handshake::TimedOut);
+            Closing::new(CloseCode::TooSlow, "no hello in time")
+        }
+        Ok(Err(closing)) => {
+            door.observer.handshake(Handshake::Failed);
+            closing
+        }
+        Ok(Ok(greeting)) => {
+            let outcome = if greeting.recv.is_0rtt() { Handshake::Resumed0Rtt } else { Handshake::Full };
+            door.observer.handshake(outcome);
+            // Boxed, so that waiting for the hello costs little and each role only its own state.
+            match session(door, &connection, greeting, accepted).await {
+                Ok(()) => Closing::new(CloseCode::Normal, ""),
+                Err(closing) => closing,
+            }
+        }
+    };
+    if !closing.is_gone {
+        if closing.code != CloseCode::Normal {
+            door.observer.closed(closing.code);
+            tracing::debug!(peer = %connection.remote_address(), code = closing.code.label(), reason = closing.reason, "session closed");
+        }
+        connection.close(VarInt::from_u32(closing.code as u32), closing.reason.as_bytes());
+    }
+}
+
+struct Greeting {
+    hello: Hello,
+    decoder: Decoder,
+    send: SendStream,
+    recv: RecvStream,
+}
+
+async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
+    let (send, mut recv) = connection.accept_bi().await.map_err(|_| Closing::gone())?;
+    let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
+    loop {
+        match decoder.poll_frame() {
+            Ok(None) => {}
+            Ok(Some(frame)) if frame.kind == Kind::Hello => {
+                let hello = Hello::from_body(&frame.body)
+                    .map_err(|error| Closing::new(CloseCode::MalformedFrame, error.to_string()))?;
+                if !(hello.version_min..=hello.version_max).contains(&VERSION) {
+                    let reason = format!(
+                        "client speaks frame versions {} to {}, this hub speaks {VERSION}",
+                        hello.version_min, hello.version_max
+                    );
+                    return Err(Closing::new(CloseCode::UnsupportedVersion, reason));
+                }
+                return Ok(Greeting { hello, decoder, send, recv });
+            }
+            Ok(Some(frame)) => {
+                return Err(Closing::new(CloseCode::UnexpectedFrame, format!("{:?} before a hello", frame.kind)));
+            }
+            Err(error) => {
+                let error = super::intake::IntakeError::Frame(error);
+                return Err(Closing::new(error.close_code(), error.to_string()));
+            }
+        }
+        // Small reads: until the hello is known, a connection may hold little.
+        match recv.read_chunk(CONTROL_BYTES_MAX as usize).await {
+            Ok(Some(bytes)) => feed(&mut decoder, &bytes),
+            Ok(None) => return Err(Closing::new(CloseCode::MalformedFrame, "the stream ended before a hello")),
+            Err(_) => return Err(Closing::gone()),
+        }
+    }
+}
+
+fn feed(decoder: &mut Decoder, chunk: &quinn::Chunk) {
+    let bytes: &Bytes = &chunk.bytes;
+    decoder.feed(bytes);
+}
+
+async fn session(
+    door: &Arc<Door>,
+    connection: &Connection,
+    greeting: Greeting,
+    accepted: ZeroRttAccepted,
+) -> Result<(), Closing> {
+    let Greeting { hello, decoder, send, recv } = greeting;
+    match hello.role {
+        Role::Device => {
+            Box::pin(device::run(door, connection, (send, recv), decoder, hello, Some(accepted))).await
+        }
+        Role::Service => {
+            // A service's requests are not idempotent: never as early data.
+            accepted.await;
+            Box::pin(service::run(door, connection, (send, recv), decoder, hello)).await
+        }
+    }
+}

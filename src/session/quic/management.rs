@@ -1,0 +1,208 @@
+//! Management requests of a service: identities and consumer groups as JSON documents in the contract's shape.
+//!
+//! | operation | document | permission | answer |
+//! | --- | --- | --- | --- |
+//! | `device.create` | device identity | RegistryWrite | the stored identity |
+//! | `device.get` | `{"deviceId"}` | RegistryRead | the identity |
+//! | `device.update` | device identity with `etag` or `*` | RegistryWrite | the stored identity |
+//! | `device.delete` | `{"deviceId", "etag"?}` | RegistryWrite | `{}` |
+//! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
+//! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
+//! | `group.list` | `{}` | ServiceConnect | a list of names |
+//! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
+//!
+//! Permissions: `contract/identity-security.md` section 2. Errors carry the contract's codes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::door::Door;
+use crate::hub::auth::ServiceAuthenticated;
+use crate::hub::policy::Permission;
+use crate::hub::registry::{ChangeKind, Changed};
+use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IfMatch, RegistryError};
+use crate::model::{ConsumerGroup, DeviceId};
+use crate::shard::command::Revoke;
+use crate::wire::close::CloseCode;
+use crate::wire::control::{Request, Response};
+
+/// Why a request failed.
+struct Refused {
+    code: ErrorCode,
+    reason: String,
+}
+
+impl From<RegistryError> for Refused {
+    fn from(error: RegistryError) -> Self {
+        Self { code: error.code(), reason: error.to_string() }
+    }
+}
+
+impl From<GroupError> for Refused {
+    fn from(error: GroupError) -> Self {
+        Self { code: error.code(), reason: error.to_string() }
+    }
+}
+
+fn invalid(reason: impl std::fmt::Display) -> Refused {
+    Refused { code: ErrorCode::ARGUMENT_INVALID, reason: reason.to_string() }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct DeviceName {
+    device_id: String,
+    etag: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupName {
+    name: String,
+}
+
+#[derive(Serialize)]
+struct PartitionRange {
+    id: u16,
+    first: u64,
+    next: u64,
+}
+
+#[derive(Serialize)]
+struct HubDocument {
+    partitions: Vec<PartitionRange>,
+}
+
+pub(super) async fn respond(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Response {
+    match answer(door, identity, request).await {
+        Ok(json) => Response { status: 200, code: 0, json },
+        Err(Refused { code, reason }) => {
+            let json = serde_json::json!({ "Message": format!("ErrorCode:{};{reason}", code.name) }).to_string();
+            Response { status: code.http_status(), code: code.number, json }
+        }
+    }
+}
+
+async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Result<String, Refused> {
+    let permission = match request.operation.as_str() {
+        "device.create" | "device.update" | "device.delete" => Permission::RegistryWrite,
+        "device.get" | "device.list" => Permission::RegistryRead,
+        "group.create" | "group.delete" | "group.list" | "hub.get" => Permission::ServiceConnect,
+        other => return Err(invalid(format_args!("there is no operation {other:?}"))),
+    };
+    if !identity.permits(permission) {
+        let reason = format!("{} needs the permission {permission:?}", request.operation);
+        return Err(Refused { code: ErrorCode::UNAUTHORIZED_ACCESS, reason });
+    }
+    match request.operation.as_str() {
+        "device.create" => {
+            let wanted: DeviceIdentity = parse(&request.json)?;
+            let now = door.clock.now();
+            let changed = wait(|done| door.registry.create_device(wanted, now, done)).await??;
+            Ok(json(&changed.identity))
+        }
+        "device.update" => {
+            let wanted: DeviceIdentity = parse(&request.json)?;
+            let if_match = if_match(Some(&wanted.etag));
+            let now = door.clock.now();
+            let changed = wait(|done| door.registry.update_device(wanted, if_match, now, done)).await??;
+            route(door, &changed).await;
+            Ok(json(&changed.identity))
+        }
+        "device.delete" => {
+            let name: DeviceName = parse(&request.json)?;
+            let device = DeviceId::new(&name.device_id).map_err(invalid)?;
+            let if_match = if_match(name.etag.as_deref());
+            let changed = wait(|done| door.registry.delete_device(&device, if_match, done)).await??;
+            route(door, &changed).await;
+            Ok("{}".into())
+        }
+        "device.get" => {
+            let name: DeviceName = parse(&request.json)?;
+            let device = DeviceId::new(&name.device_id).map_err(invalid)?;
+            Ok(json(&door.registry.device(&device)?))
+        }
+        "device.list" => {
+            let page: Page = parse(&request.json)?;
+            let after = page.after.map(|after| DeviceId::new(&after)).transpose().map_err(invalid)?;
+            Ok(json(&door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?))
+        }
+        "group.create" => {
+            let group = group(&request.json)?;
+            wait(|done| door.groups.create(&group, done)).await??;
+            Ok("{}".into())
+        }
+        "group.delete" => {
+            let group = group(&request.json)?;
+            wait(|done| door.groups.delete(&group, done)).await??;
+            Ok("{}".into())
+        }
+        "group.list" => {
+            let groups = door.groups.list()?;
+            Ok(json(&groups.iter().map(ConsumerGroup::as_str).collect::<Vec<_>>()))
+        }
+        "hub.get" => {
+            let range = |partition: &Arc<crate::shard::router::Partition<crate::log::DiskStorage>>| PartitionRange {
+                id: partition.view.partition().0,
+                first: partition.view.first_retained().0,
+                next: partition.view.durable().0,
+            };
+            Ok(json(&HubDocument { partitions: door.router.partitions().iter().map(range).collect() }))
+        }
+        other => unreachable!("{other} has a permission above"),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Refused> {
+    serde_json::from_str(json).map_err(invalid)
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("these documents have text keys and no failing serializers")
+}
+
+fn group(json: &str) -> Result<ConsumerGroup, Refused> {
+    let name: GroupName = parse(json)?;
+    ConsumerGroup::new(&name.name).map_err(invalid)
+}
+
+fn if_match(etag: Option<&str>) -> IfMatch {
+    match etag {
+        None | Some("" | "*") => IfMatch::Any,
+        Some(etag) => IfMatch::Etag(etag.to_owned()),
+    }
+}
+
+/// Waits for a callback without blocking the arbiter.
+async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
+    let (sender, receiver) = oneshot::channel();
+    start(Box::new(move |value| drop(sender.send(value))));
+    receiver.await.map_err(|_| Refused { code: ErrorCode::SERVER_ERROR, reason: "the store is closed".into() })
+}
+
+/// Cuts off the sessions that a change concerns.
+// IoT Hub, identity: disabling or deleting a device drops its connections; a changed key ends what was proved by it.
+async fn route(door: &Arc<Door>, changed: &Changed<DeviceIdentity>) {
+    let (code, reason) = match changed.change.kind {
+        ChangeKind::Disabled => (CloseCode::DeviceDisabled, "the device was disabled"),
+        ChangeKind::Deleted => (CloseCode::DeviceDeleted, "the device was deleted"),
+        ChangeKind::KeysChanged => (CloseCode::Unauthorized, "the device's credential was changed"),
+        ChangeKind::Created | ChangeKind::Updated | ChangeKind::Enabled => return,
+    };
+    let device = &changed.identity.device_id;
+    let revoke = Revoke { device_id: device.as_str().to_owned(), code, reason: reason.to_owned() };
+    // The cut must not be lost to a full queue.
+    while door.router.revoke(device, revoke.clone()).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

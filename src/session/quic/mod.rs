@@ -1,0 +1,27 @@
+//! The native door: devices' telemetry, services' cursors and management, over QUIC.
+//!
+//! ```text
+//!  endpoint (one per port, on the first arbiter)
+//!     └─ connection ── Hello ──┬─ device:  Append ──> intake ──> home shard ──> Ack
+//!                              └─ service: cursor (log slices), management (JSON)
+//! ```
+//!
+//! Close codes are in [`crate::wire::close`]; limits in [`config`]. Knows the shards' messages and the hub's values;
+//! deliberately does not know other doors, metrics or the server.
+
+pub mod config;
+mod cursor;
+mod device;
+pub mod door;
+mod error;
+mod intake;
+mod management;
+pub mod observer;
+pub mod readers;
+mod service;
+
+#[cfg(feature = "testing")]
+pub mod fuzz {
+    //! Entry points for fuzzing what reads a device's bytes.
+    pub use super::intake::Intake;
+}

@@ -1,0 +1,201 @@
+//! The bounded queue in front of a shard, and the budget that keeps it from filling.
+//!
+//! A hop between threads is the dearest thing on the path, so it carries a wake-up only when the shard is not already
+//! awake: any number of commands pushed before the shard drains share one.
+//!
+//! Invariant: a batch enters only with bytes from the budget, at least `APPEND_BUDGET_BYTES_MIN` of them, so
+//! that appends alone can never fill the queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use tokio::sync::Semaphore;
+
+use super::command::Command;
+
+/// Commands other than appends that may wait at a time; more are refused with "busy".
+const CONTROL_COMMANDS_MAX: usize = 16 * 1024;
+/// What the smallest append takes from the budget.
+pub const APPEND_BUDGET_BYTES_MIN: u32 = 4 * 1024;
+
+/// Something that makes the owner of the queue drain it soon.
+pub trait Waker: Send + Sync {
+    fn wake(&self);
+}
+
+/// One per shard, shared by all doors.
+pub struct Inbox {
+    commands: ArrayQueue<Command>,
+    budget: Semaphore,
+    budget_bytes: u32,
+    is_awake: AtomicBool,
+    waker: std::sync::OnceLock<Box<dyn Waker>>,
+    backpressure_ns: AtomicU64,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("commands", &self.commands.len()).finish_non_exhaustive()
+    }
+}
+
+/// The queue has no room for a command that is not an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the shard's queue is full")]
+pub struct Full;
+
+impl Inbox {
+    /// `budget_bytes`: bytes of batches that may be on their way into the log.
+    pub fn new(budget_bytes: u32) -> Arc<Self> {
+        let appends_max = (budget_bytes / APPEND_BUDGET_BYTES_MIN) as usize;
+        Arc::new(Self {
+            commands: ArrayQueue::new(appends_max + CONTROL_COMMANDS_MAX),
+            budget: Semaphore::new(budget_bytes as usize),
+            budget_bytes,
+            is_awake: AtomicBool::new(false),
+            waker: std::sync::OnceLock::new(),
+            backpressure_ns: AtomicU64::new(0),
+        })
+    }
+
+    /// Set once, by the shard's actor, before the first door opens.
+    pub fn set_waker(&self, waker: Box<dyn Waker>) {
+        assert!(self.waker.set(waker).is_ok(), "a shard starts once");
+        self.wake();
+    }
+
+    /// What a batch of this size takes from the budget. A batch larger than the whole budget takes all of it.
+    pub fn price(&self, batch_bytes: usize) -> u32 {
+        u32::try_from(batch_bytes).unwrap_or(u32::MAX).clamp(APPEND_BUDGET_BYTES_MIN, self.budget_bytes)
+    }
+
+    /// Takes from the budget if there is enough now.
+    pub fn try_reserve(&self, bytes: u32) -> bool {
+        match self.budget.try_acquire_many(bytes) {
+            Ok(permit) => {
+                permit.forget();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits for the budget, in the order of asking. Cancelling the wait takes nothing.
+    pub async fn reserve(&self, bytes: u32) {
+        let permit = self.budget.acquire_many(bytes).await.expect("the budget is never closed");
+        permit.forget();
+    }
+
+    pub(super) fn release(&self, bytes: u32) {
+        self.budget.add_permits(bytes as usize);
+    }
+
+    /// Bytes of batches on their way now.
+    pub fn inflight_bytes(&self) -> u32 {
+        self.budget_bytes - u32::try_from(self.budget.available_permits()).unwrap_or(self.budget_bytes)
+    }
+
+    /// Commands waiting now.
+    pub fn depth(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// Queues an append that has its budget.
+    pub fn push_append(&self, append: super::command::Append) {
+        assert!(append.budget_bytes >= APPEND_BUDGET_BYTES_MIN);
+        // Control commands leave room for every append the budget allows.
+        self.commands.push(Command::Append(append)).expect("the budget bounds the appends");
+        self.wake();
+    }
+
+    /// # Errors
+    /// `Full`: the door answers with its "busy" code, or tries again.
+    pub fn push_control(&self, command: Command) -> Result<(), Full> {
+        if self.commands.len() >= CONTROL_COMMANDS_MAX {
+            return Err(Full);
+        }
+        self.commands.push(command).map_err(|_| Full)?;
+        self.wake();
+        Ok(())
+    }
+
+    pub(super) fn pop(&self) -> Option<Command> {
+        self.commands.pop()
+    }
+
+    /// Makes the shard drain, also without a command: a durable mark moved, or room came back.
+    pub fn wake(&self) {
+        if !self.is_awake.swap(true, Ordering::AcqRel) {
+            match self.waker.get() {
+                Some(waker) => waker.wake(),
+                None => self.is_awake.store(false, Ordering::Release),
+            }
+        }
+    }
+
+    /// The shard calls this before it drains: whatever is pushed from here on wakes it again.
+    pub(super) fn going_to_drain(&self) {
+        self.is_awake.store(false, Ordering::Release);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// Time that sessions spent waiting for the budget, summed over sessions.
+    pub fn backpressure_ns(&self) -> u64 {
+        self.backpressure_ns.load(Ordering::Relaxed)
+    }
+
+    pub fn add_backpressure_ns(&self, ns: u64) {
+        self.backpressure_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    struct Count(Arc<AtomicUsize>);
+    impl Waker for Count {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn commands_pushed_before_a_drain_share_one_wake_up() {
+        let inbox = Inbox::new(1 << 20);
+        let wakes = Arc::new(AtomicUsize::new(0));
+        inbox.set_waker(Box::new(Count(wakes.clone())));
+        for n in 0..5 {
+            inbox.push_control(Command::Close(super::super::command::SessionId(n))).unwrap();
+        }
+        assert_eq!(wakes.load(Ordering::SeqCst), 1);
+        inbox.going_to_drain();
+        while inbox.pop().is_some() {}
+        inbox.push_control(Command::Close(super::super::command::SessionId(9))).unwrap();
+        assert_eq!(wakes.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn the_budget_bounds_what_is_on_its_way() {
+        let inbox = Inbox::new(64 * 1024);
+        assert_eq!(inbox.price(1), APPEND_BUDGET_BYTES_MIN);
+        assert_eq!(inbox.price(10 << 20), 64 * 1024, "a batch above the budget can still pass alone");
+        assert!(inbox.try_reserve(60 * 1024));
+        assert!(!inbox.try_reserve(8 * 1024));
+        assert_eq!(inbox.inflight_bytes(), 60 * 1024);
+        inbox.release(60 * 1024);
+        assert!(inbox.try_reserve(64 * 1024));
+    }
+
+    #[test]
+    fn a_full_queue_refuses_control_commands() {
+        let inbox = Inbox::new(APPEND_BUDGET_BYTES_MIN);
+        let close = || Command::Close(super::super::command::SessionId(0));
+        for _ in 0..CONTROL_COMMANDS_MAX {
+            inbox.push_control(close()).unwrap();
+        }
+        assert_eq!(inbox.push_control(close()), Err(Full));
+    }
+}

@@ -1,0 +1,54 @@
+//! Rebuilds the duplicate filter's memory at start from what the store does not cover.
+
+use std::sync::Arc;
+
+use super::filter::DuplicateFilter;
+use crate::hub::filter::{DeviceKey, Position};
+use crate::log::{PartitionView, ReadError, SeekError, Start, Storage};
+use crate::model::{DeviceId, Epoch, Generation, SequenceNumber};
+use crate::wire::stamp::Stamp;
+
+const READ_BYTES: usize = 4 << 20;
+
+/// Why the filter could not be rebuilt; the hub must not start, since it could store messages twice.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error(transparent)]
+    Seek(#[from] SeekError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("record {0} carries no valid stamp")]
+    Stamp(SequenceNumber),
+}
+
+/// Reads the stamps of all records from `covered` on.
+///
+/// # Errors
+/// `ReplayError`: damage in the part of the log that the filter needs.
+pub fn replay<S: Storage>(
+    view: &Arc<PartitionView<S>>,
+    covered: SequenceNumber,
+) -> Result<DuplicateFilter, ReplayError> {
+    let mut filter = DuplicateFilter::default();
+    let start = covered.max(view.first_retained());
+    if start >= view.durable() {
+        return Ok(filter);
+    }
+    let mut cursor = view.cursor(Start::Sequence(start))?;
+    while let Some(chunk) = cursor.read(READ_BYTES)? {
+        for record in crate::log::records(&chunk.bytes) {
+            let record = record.map_err(|_| ReplayError::Stamp(chunk.first_wanted))?;
+            let first = record.header.first_sequence;
+            let stamp = Stamp::read(record.stamp).map_err(|_| ReplayError::Stamp(first))?;
+            let Ok(device) = DeviceId::new(&stamp.origin.device_id) else {
+                return Err(ReplayError::Stamp(first));
+            };
+            if stamp.first_sequence > 0 {
+                let key = DeviceKey { device, generation: Generation(stamp.origin.generation) };
+                let sequence = stamp.first_sequence + u64::from(record.header.count) - 1;
+                filter.replay(key, Position { epoch: Epoch(stamp.origin.epoch), sequence });
+            }
+        }
+    }
+    Ok(filter)
+}

@@ -1,0 +1,522 @@
+//! The plain logic of a shard: its partitions' appends, duplicate filter, acknowledgements and sessions, in one thread.
+//!
+//! ```text
+//!  Append ──> filter ──> log (written) ──> pending ──durable──> link.acknowledge ──> the door writes one Ack
+//!               │            │ no room
+//!               │            └──> stalled (keeps its budget: doors stop reading) ──room──> log
+//!               └── duplicate: pending behind what is written
+//! ```
+//!
+//! Invariants: an acknowledgement never precedes durability at the hub's level; a device's batches are appended in the
+//! order they were pushed; what a session may still send after its end is dropped unacknowledged.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::Durability;
+use super::command::{Append, Command, OpenError, OpenSession, Opened, Revoke, SessionId};
+use super::filter::{DuplicateFilter, Verdict, judge};
+use super::inbox::Inbox;
+use super::link::SessionLink;
+use super::observer::{Acknowledged, Appended, Observer};
+use super::router::Partition;
+use crate::hub::filter::{DeviceKey, PersistedFilter, Position};
+use crate::log::{AppendError, Appender, NewBatch, Storage};
+use crate::model::{Epoch, PartitionId, SequenceNumber, UtcMillis};
+use crate::wire::close::CloseCode;
+use crate::wire::stamp::StampTemplate;
+
+/// The moment a shard acts at: handed in by its actor, or by a simulation.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub utc: UtcMillis,
+    pub instant: Instant,
+}
+
+/// A snapshot of a partition's duplicate filter that may be stored now.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub partition: PartitionId,
+    /// Every record before this is reflected in `positions` or in an earlier snapshot, and durable.
+    pub covered: SequenceNumber,
+    pub positions: Vec<(DeviceKey, Position)>,
+}
+
+struct Session {
+    key: DeviceKey,
+    slot: usize,
+    epoch: Epoch,
+    stamp: StampTemplate,
+    link: Arc<SessionLink>,
+}
+
+/// Waits for the log to be durable up to `end`.
+struct Pending {
+    end: SequenceNumber,
+    then: Then,
+}
+
+enum Then {
+    Acknowledge { link: Arc<SessionLink>, sequence: u64, messages: u32, received: Instant, appended: Instant },
+    Answer { reply: oneshot::Sender<Result<Opened, OpenError>>, opened: Opened },
+}
+
+enum SnapshotState {
+    Idle,
+    /// Taken; the log is not durable up to it yet.
+    Taken(Snapshot),
+    Saving(SequenceNumber),
+}
+
+struct Owned<S: Storage> {
+    id: PartitionId,
+    appender: Appender<S>,
+    shared: Arc<Partition<S>>,
+    filter: DuplicateFilter,
+    pending: VecDeque<Pending>,
+    stalled: VecDeque<Append>,
+    snapshot: SnapshotState,
+    /// Records appended since the last snapshot was taken.
+    unsaved_records: u64,
+    is_written: bool,
+    is_poisoned: bool,
+}
+
+/// A snapshot is taken at a roll, and after this many records at the latest, so that a restart replays little.
+const SNAPSHOT_RECORDS: u64 = 200_000;
+
+/// See the module. Driven by `ShardActor`, or by a test.
+pub struct Shard<S: Storage, O: Observer> {
+    owned: Vec<Owned<S>>,
+    slots: HashMap<PartitionId, usize>,
+    sessions: HashMap<SessionId, Session, foldhash::fast::RandomState>,
+    identities: HashMap<DeviceKey, SessionId>,
+    persisted: PersistedFilter,
+    inbox: Arc<Inbox>,
+    durability: Durability,
+    /// Only measures how long an append took.
+    monotonic: fn() -> Instant,
+    observer: O,
+    is_stopping: bool,
+}
+
+impl<S: Storage, O: Observer> Shard<S, O> {
+    pub fn new(
+        inbox: Arc<Inbox>,
+        persisted: PersistedFilter,
+        durability: Durability,
+        monotonic: fn() -> Instant,
+        observer: O,
+    ) -> Self {
+        Self {
+            owned: Vec::new(),
+            slots: HashMap::new(),
+            sessions: HashMap::default(),
+            identities: HashMap::new(),
+            persisted,
+            inbox,
+            durability,
+            monotonic,
+            observer,
+            is_stopping: false,
+        }
+    }
+
+    /// Gives the shard a partition, with the duplicate filter rebuilt for what the store does not cover.
+    pub fn adopt(&mut self, appender: Appender<S>, shared: Arc<Partition<S>>, filter: DuplicateFilter) {
+        let id = appender.view().partition();
+        self.slots.insert(id, self.owned.len());
+        self.owned.push(Owned {
+            id,
+            appender,
+            shared,
+            filter,
+            pending: VecDeque::new(),
+            stalled: VecDeque::new(),
+            snapshot: SnapshotState::Idle,
+            unsaved_records: 0,
+            is_written: false,
+            is_poisoned: false,
+        });
+    }
+
+    /// Takes up what waits in the inbox, at most `commands_max`; whether more waits.
+    pub fn drain(&mut self, commands_max: usize, now: Now) -> bool {
+        let inbox = self.inbox.clone();
+        for _ in 0..commands_max {
+            match inbox.pop() {
+                Some(command) => self.handle(command, now),
+                None => return false,
+            }
+        }
+        inbox.depth() > 0
+    }
+
+    pub fn handle(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Append(append) => self.handle_append(append, now),
+            Command::Open(open) => self.handle_open(open),
+            Command::Close(session) => self.remove(session),
+            Command::Revoke(revoke) => self.handle_revoke(&revoke),
+            Command::FilterSaved { partition, saved } => self.handle_filter_saved(partition, saved),
+        }
+    }
+
+    /// The partitions written since the last call, for the syncer.
+    pub fn take_written(&mut self) -> bool {
+        let mut written = false;
+        for owned in &mut self.owned {
+            if std::mem::take(&mut owned.is_written) {
+                written = true;
+                match self.durability {
+                    Durability::Sync => {}
+                    Durability::Interval(_) | Durability::Os => {
+                        owned.shared.view.publish_unsynced();
+                    }
+                }
+            }
+        }
+        written
+    }
+
+    /// Acknowledges what became durable, retries what waited for room; call after every wake-up.
+    pub fn handle_progress(&mut self, now: Now) {
+        for slot in 0..self.owned.len() {
+            if !self.owned[slot].stalled.is_empty() {
+                self.retry_stalled(slot, now);
+            }
+            self.acknowledge(slot, now);
+            if !self.owned[slot].is_poisoned && self.owned[slot].shared.view.is_poisoned() {
+                self.poison(slot);
+            }
+        }
+    }
+
+    /// A snapshot whose records are all durable, to be handed to the store; the answer comes back as `FilterSaved`.
+    pub fn poll_snapshot(&mut self) -> Option<Snapshot> {
+        for owned in &mut self.owned {
+            if let SnapshotState::Taken(snapshot) = &owned.snapshot
+                && owned.shared.view.durable() >= snapshot.covered
+            {
+                let saving = SnapshotState::Saving(snapshot.covered);
+                let SnapshotState::Taken(snapshot) = std::mem::replace(&mut owned.snapshot, saving) else {
+                    unreachable!("matched one line above");
+                };
+                return Some(snapshot);
+            }
+        }
+        None
+    }
+
+    /// Takes snapshots of all partitions that changed, for a drain; they come out of `poll_snapshot`.
+    pub fn take_snapshots(&mut self) {
+        for owned in &mut self.owned {
+            if owned.unsaved_records > 0 {
+                owned.take_snapshot();
+            }
+        }
+    }
+
+    /// No further sessions; the running ones are told to go.
+    pub fn stop(&mut self, reason: &str) {
+        self.is_stopping = true;
+        for session in self.sessions.values() {
+            session.link.end_with(CloseCode::Draining, reason);
+        }
+    }
+
+    /// Sessions that are still open.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether every append was acknowledged and every snapshot stored.
+    pub fn is_idle(&self) -> bool {
+        self.owned.iter().all(|owned| {
+            owned.pending.is_empty() && owned.stalled.is_empty() && matches!(owned.snapshot, SnapshotState::Idle)
+        })
+    }
+
+    fn handle_open(&mut self, open: OpenSession) {
+        let answer = self.open(&open);
+        match answer {
+            Ok(opened) => {
+                let owned = &mut self.owned[self.slots[&open.partition]];
+                // What the answer covers may be dropped by the device: it must be durable first.
+                let end = owned.appender.next_sequence();
+                owned.pending.push_back(Pending { end, then: Then::Answer { reply: open.reply, opened } });
+            }
+            // The door may have given up; then nobody waits for the answer.
+            Err(error) => drop(open.reply.send(Err(error))),
+        }
+    }
+
+    fn open(&mut self, open: &OpenSession) -> Result<Opened, OpenError> {
+        if self.is_stopping {
+            return Err(OpenError::Stopping);
+        }
+        let slot = *self.slots.get(&open.partition).expect("the router sends a partition's commands to its owner");
+        if self.owned[slot].is_poisoned {
+            return Err(OpenError::Poisoned(open.partition.to_string()));
+        }
+        let position = match self.owned[slot].filter.get(&open.key) {
+            Some(position) => position,
+            None => self
+                .persisted
+                .load(open.partition, &open.key)
+                .map_err(|error| OpenError::State(error.to_string()))?
+                .unwrap_or_default(),
+        };
+        let is_new_epoch = open.epoch == Epoch(0);
+        if open.is_early && (is_new_epoch || self.identities.contains_key(&open.key)) {
+            return Err(OpenError::EarlyData);
+        }
+        let epoch = if is_new_epoch { Epoch(position.epoch.0 + 1) } else { open.epoch };
+        if epoch < position.epoch {
+            return Err(OpenError::StaleEpoch { asked: epoch.0, current: position.epoch.0 });
+        }
+        if let Some(earlier) = self.identities.get(&open.key).copied() {
+            self.end(earlier, CloseCode::TakenOver, "the same identity connected again", 0);
+        }
+        self.owned[slot].filter.open(&open.key, position);
+        let mut origin = open.origin.clone();
+        origin.epoch = epoch.0;
+        self.identities.insert(open.key.clone(), open.session);
+        self.sessions.insert(
+            open.session,
+            Session {
+                key: open.key.clone(),
+                slot,
+                epoch,
+                stamp: StampTemplate::new(&origin),
+                link: open.link.clone(),
+            },
+        );
+        let last_sequence = if epoch == position.epoch { position.sequence } else { 0 };
+        Ok(Opened { epoch, last_sequence })
+    }
+
+    fn handle_append(&mut self, append: Append, now: Now) {
+        let Some(session) = self.sessions.get(&append.session) else {
+            // Ended or taken over meanwhile: the device will resend what was not acknowledged.
+            self.inbox.release(append.budget_bytes);
+            return;
+        };
+        let slot = session.slot;
+        if self.owned[slot].stalled.is_empty() {
+            if let Err(append) = self.append(append, now) {
+                self.owned[slot].stalled.push_back(append);
+            }
+        } else {
+            // Later batches wait behind the first: order within a partition.
+            self.owned[slot].stalled.push_back(append);
+        }
+    }
+
+    fn retry_stalled(&mut self, slot: usize, now: Now) {
+        while let Some(append) = self.owned[slot].stalled.pop_front() {
+            if let Err(append) = self.append(append, now) {
+                self.owned[slot].stalled.push_front(append);
+                return;
+            }
+        }
+        self.observer.stalled(self.owned[slot].id, false, false);
+    }
+
+    /// Gives the batch back when the log has no room.
+    fn append(&mut self, append: Append, now: Now) -> Result<(), Append> {
+        let Some(session) = self.sessions.get_mut(&append.session) else {
+            self.inbox.release(append.budget_bytes);
+            return Ok(());
+        };
+        let owned = &mut self.owned[session.slot];
+        let batch = &append.batch;
+        let stored = owned.filter.get(&session.key).expect("the filter keeps the devices of open sessions");
+        let pending = |end, messages, appended| Pending {
+            end,
+            then: Then::Acknowledge {
+                link: session.link.clone(),
+                sequence: batch.last_sequence(),
+                messages,
+                received: append.received,
+                appended,
+            },
+        };
+        let skip = match judge(stored, session.epoch, batch.first_sequence, batch.count, batch.skip) {
+            Verdict::Append { skip } => skip,
+            Verdict::Duplicate => {
+                self.observer.duplicates(batch.count);
+                let pending = pending(owned.appender.next_sequence(), batch.count, now.instant);
+                owned.pending.push_back(pending);
+                self.inbox.release(append.budget_bytes);
+                return Ok(());
+            }
+            Verdict::Gap { expected } => {
+                let reason = format!("sequence {} where {expected} was expected", batch.first_sequence);
+                return Ok(self.refuse(&append, CloseCode::SequenceGap, &reason));
+            }
+            Verdict::Stale => {
+                return Ok(self.refuse(&append, CloseCode::StaleEpoch, "a newer epoch of this device has been seen"));
+            }
+        };
+        let rest;
+        let new = if skip == 0 {
+            batch
+        } else {
+            rest = batch.without_first(skip);
+            &rest
+        };
+        let started = (self.monotonic)();
+        let appended = owned.appender.append(&NewBatch {
+            stamp: session.stamp.with(new.first_sequence),
+            payload: &new.payload,
+            count: new.count,
+            enqueued_time: now.utc,
+        });
+        match appended {
+            Ok(appended) => {
+                let finished = (self.monotonic)();
+                let pending = pending(appended.first.plus(appended.count), batch.count, finished);
+                owned.pending.push_back(pending);
+                owned.is_written = true;
+                owned.unsaved_records += u64::from(new.count);
+                let position = Position { epoch: session.epoch, sequence: batch.last_sequence() };
+                owned.filter.advance(&session.key, position);
+                if appended.rolled || owned.unsaved_records >= SNAPSHOT_RECORDS {
+                    owned.take_snapshot();
+                }
+                if skip > 0 {
+                    self.observer.duplicates(skip);
+                }
+                self.observer.appended(Appended {
+                    partition: owned.id,
+                    messages: new.count,
+                    record_bytes: appended.record_bytes,
+                    door: append.submitted.saturating_duration_since(append.received),
+                    queue: started.saturating_duration_since(append.submitted),
+                    append: finished.saturating_duration_since(started),
+                });
+                self.inbox.release(append.budget_bytes);
+                Ok(())
+            }
+            Err(AppendError::NoRoom { disk_full }) => {
+                self.observer.stalled(owned.id, true, disk_full);
+                Err(append)
+            }
+            Err(error @ AppendError::RecordTooLarge { .. }) => {
+                Ok(self.refuse(&append, CloseCode::FrameTooLarge, &error.to_string()))
+            }
+            Err(error @ AppendError::Poisoned { .. }) => {
+                Ok(self.refuse(&append, CloseCode::Internal, &error.to_string()))
+            }
+        }
+    }
+
+    /// Ends the session because of this batch; nothing of it is stored.
+    fn refuse(&mut self, append: &Append, code: CloseCode, reason: &str) {
+        self.inbox.release(append.budget_bytes);
+        self.end(append.session, code, reason, append.batch.count);
+    }
+
+    fn acknowledge(&mut self, slot: usize, now: Now) {
+        let owned = &mut self.owned[slot];
+        let durable = owned.shared.view.durable();
+        let mut moved = false;
+        while owned.pending.front().is_some_and(|pending| pending.end <= durable) {
+            moved = true;
+            match owned.pending.pop_front().expect("looked at above").then {
+                Then::Acknowledge { link, sequence, messages, received, appended } => {
+                    link.acknowledge(sequence);
+                    self.observer.acknowledged(Acknowledged {
+                        messages,
+                        sync: now.instant.saturating_duration_since(appended),
+                        total: now.instant.saturating_duration_since(received),
+                    });
+                }
+                Then::Answer { reply, opened } => drop(reply.send(Ok(opened))),
+            }
+        }
+        if moved {
+            owned.shared.tail_moved();
+        }
+    }
+
+    /// A failed write or sync: what is on disk is unknown until recovery, so nothing more is promised.
+    fn poison(&mut self, slot: usize) {
+        let owned = &mut self.owned[slot];
+        owned.is_poisoned = true;
+        for pending in owned.pending.drain(..) {
+            if let Then::Answer { reply, .. } = pending.then {
+                drop(reply.send(Err(OpenError::Poisoned(owned.id.to_string()))));
+            }
+        }
+        for append in owned.stalled.drain(..) {
+            self.inbox.release(append.budget_bytes);
+        }
+        let sessions: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, session)| session.slot == slot).map(|(id, _)| *id).collect();
+        for session in sessions {
+            self.end(session, CloseCode::Internal, "the partition is closed after an I/O error", 0);
+        }
+    }
+
+    fn handle_revoke(&mut self, revoke: &Revoke) {
+        let sessions: Vec<SessionId> = self
+            .identities
+            .iter()
+            .filter(|(key, _)| key.device.as_str() == revoke.device_id)
+            .map(|(_, session)| *session)
+            .collect();
+        for session in sessions {
+            self.end(session, revoke.code, &revoke.reason, 0);
+        }
+    }
+
+    fn handle_filter_saved(&mut self, partition: PartitionId, saved: bool) {
+        let owned = &mut self.owned[self.slots[&partition]];
+        let SnapshotState::Saving(covered) = std::mem::replace(&mut owned.snapshot, SnapshotState::Idle) else {
+            unreachable!("a snapshot is answered once, while it is being saved");
+        };
+        if saved {
+            owned.filter.snapshot_saved();
+            owned.shared.set_filter_covered(covered);
+        } else {
+            owned.filter.snapshot_failed();
+            owned.unsaved_records += 1;
+        }
+    }
+
+    fn end(&mut self, session: SessionId, code: CloseCode, reason: &str, refused_messages: u32) {
+        if let Some(ended) = self.sessions.get(&session) {
+            ended.link.end_with(code, reason);
+            self.observer.ended(code, refused_messages);
+            self.remove(session);
+        }
+    }
+
+    fn remove(&mut self, session: SessionId) {
+        if let Some(removed) = self.sessions.remove(&session) {
+            self.owned[removed.slot].filter.close(&removed.key);
+            if self.identities.get(&removed.key) == Some(&session) {
+                self.identities.remove(&removed.key);
+            }
+        }
+    }
+}
+
+impl<S: Storage> Owned<S> {
+    fn take_snapshot(&mut self) {
+        // One at a time; the next trigger takes what gathered meanwhile.
+        if let SnapshotState::Idle = self.snapshot {
+            self.unsaved_records = 0;
+            self.snapshot = SnapshotState::Taken(Snapshot {
+                partition: self.id,
+                covered: self.appender.next_sequence(),
+                positions: self.filter.take_snapshot(),
+            });
+        }
+    }
+}
