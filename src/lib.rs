@@ -1,3 +1,4 @@
 //! Forebay: a self-hosted IoT hub.
 
+pub mod client;
 pub mod model;
