@@ -199,6 +199,12 @@ fn numbers_of_lost_messages_are_not_used_again() {
     assert_eq!(buffer.recovery().cut_bytes, 3);
     assert_eq!(contents(&buffer), [(1, b"kept".to_vec())]);
     assert!(buffer.push(b"new").unwrap().sequence > 3);
+    kill(buffer);
+    assert_eq!(
+        open(&scratch.0).recovery().cut_bytes,
+        0,
+        "the torn tail was cut for good"
+    );
 }
 
 #[test]
