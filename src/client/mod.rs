@@ -1,6 +1,133 @@
-//! The native client: what a device keeps while the hub is out of reach, and when it tries again.
+//! The native client library: devices that send, consumers that read, services that manage, over QUIC.
 //!
-//! Knows nothing of the server's side. `buffer` and `backoff` are plain sync code: no runtime, no socket, no clock.
+//! - [`Device`](device::Device): connects, sends with per-message acknowledgements, keeps what is not acknowledged in a
+//!   [`buffer`] (in memory or on disk), reconnects with [`backoff`] and resumes without loss, duplicate or reorder.
+//! - [`Service`](service::Service): cursors on partitions with credit and checkpoints, and management requests.
+//! - [`ClientEndpoint`](endpoint::ClientEndpoint): the socket and TLS set-up they share.
+//!
+//! Knows the frames and nothing of the server's side, but for two pure formats it shares with it: SAS tokens
+//! (`hub::sas`) and log records (`log::record`), which consumers receive as they stand on disk.
+//!
+//! Send a message and wait until it is durable:
+//!
+//! ```no_run
+//! # use forebay::client::{device::{Device, DeviceOptions}, endpoint::{ClientEndpoint, HubAddress, TransportOptions}};
+//! # use forebay::client::{credential::Credential, tls};
+//! # use forebay::model::{DeviceId, Message};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let tls = tls::client_config("forebay-data/ca.pem".as_ref(), None, 256)?;
+//! let endpoint = ClientEndpoint::new(tls, &TransportOptions::default())?;
+//! let hub = HubAddress { address: "127.0.0.1:8883".parse()?, host_name: "localhost".into() };
+//! let credential = Credential::Key("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into());
+//! let device = Device::start(endpoint, DeviceOptions::new(hub, DeviceId::new("dev-01")?, credential))?;
+//! let receipt = device.send(&Message::new(r#"{"temperature":21.5}"#)).await?;
+//! device.acknowledged(receipt).await?; // on the hub's disk from here on
+//! device.close().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Read a partition from its beginning and follow it:
+//!
+//! ```no_run
+//! # use forebay::client::{service::{Service, ServiceOptions, Subscription}, endpoint::{ClientEndpoint, HubAddress}};
+//! # async fn example(endpoint: ClientEndpoint, options: ServiceOptions) -> Result<(), Box<dyn std::error::Error>> {
+//! let service = Service::connect(&endpoint, &options).await?;
+//! let mut cursor = service.subscribe(&Subscription::earliest(0)).await?;
+//! while let Some(chunk) = cursor.next().await? {
+//!     for event in chunk.events() {
+//!         let event = event?;
+//!         println!("{} {} {:?}", event.sequence, event.origin.device_id, event.message.body());
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
 
 pub mod backoff;
 pub mod buffer;
+pub mod credential;
+pub mod device;
+pub mod endpoint;
+pub mod service;
+pub mod tls;
+
+use quinn::ConnectionError;
+
+use crate::wire::close::CloseCode;
+
+/// Name and version, for the hub's logs.
+pub const AGENT: &str = concat!("forebay-rust/", env!("CARGO_PKG_VERSION"));
+
+/// Why a client operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The hub closed the connection, and says why.
+    #[error("the hub closed the connection: {} ({reason})", code.label())]
+    Closed { code: CloseCode, reason: String },
+    /// The hub could not be reached, or the path to it is gone.
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error(transparent)]
+    Io(std::io::Error),
+    #[error("credential: {0}")]
+    Credential(String),
+    /// A stream's request was refused; the code is the contract's.
+    #[error("the hub refused: {reason} ({code})")]
+    Refused { code: u32, reason: String, next: u64 },
+    /// The hub sent what the protocol does not allow.
+    #[error("the hub sent {0}")]
+    Protocol(String),
+    #[error(transparent)]
+    Buffer(#[from] buffer::BufferError),
+    /// The message was dropped from a full buffer before it could be sent.
+    #[error("the message was dropped from the full buffer")]
+    Dropped,
+    #[error("the client was closed")]
+    Stopped,
+}
+
+impl ClientError {
+    /// Whether trying again later can succeed without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Closed { code, .. } => code.is_transient(),
+            Self::Unreachable(_) | Self::Io(_) => true,
+            Self::Tls(_)
+            | Self::Credential(_)
+            | Self::Refused { .. }
+            | Self::Protocol(_)
+            | Self::Buffer(_)
+            | Self::Dropped
+            | Self::Stopped => false,
+        }
+    }
+}
+
+impl From<ConnectionError> for ClientError {
+    fn from(error: ConnectionError) -> Self {
+        match &error {
+            ConnectionError::ApplicationClosed(close) => match CloseCode::from_number(close.error_code.into_inner()) {
+                Some(code) => Self::Closed { code, reason: String::from_utf8_lossy(&close.reason).into_owned() },
+                None => Self::Protocol(format!("the unknown close code {}", close.error_code)),
+            },
+            ConnectionError::TransportError(_) => Self::Tls(error.to_string()),
+            ConnectionError::VersionMismatch
+            | ConnectionError::ConnectionClosed(_)
+            | ConnectionError::Reset
+            | ConnectionError::TimedOut
+            | ConnectionError::LocallyClosed
+            | ConnectionError::CidsExhausted => Self::Unreachable(error.to_string()),
+        }
+    }
+}
+
+/// Unpredictable bytes from the operating system's generator.
+fn random(bytes: &mut [u8]) {
+    use ring::rand::SecureRandom;
+    ring::rand::SystemRandom::new().fill(bytes).expect("the operating system gives random bytes");
+}
+
+fn now_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
