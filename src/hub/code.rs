@@ -1,0 +1,36 @@
+//! The contract's error codes (quotas and errors, section 6) that this room gives out.
+
+/// A code with its name. The first three digits of the number are the HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorCode {
+    pub number: u32,
+    pub name: &'static str,
+}
+
+impl ErrorCode {
+    pub const ARGUMENT_INVALID: Self = Self::new(400_004, "ArgumentInvalid");
+    pub const HUB_NOT_FOUND: Self = Self::new(401_001, "IotHubNotFound");
+    pub const UNAUTHORIZED_ACCESS: Self = Self::new(401_002, "IotHubUnauthorizedAccess");
+    pub const UNAUTHORIZED: Self = Self::new(401_003, "IotHubUnauthorized");
+    pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");
+    pub const DEVICE_NOT_FOUND: Self = Self::new(404_001, "DeviceNotFound");
+    pub const CERTIFICATE_NOT_FOUND: Self = Self::new(404_008, "CertificateNotFound");
+    pub const MODULE_NOT_FOUND: Self = Self::new(404_010, "ModuleNotFound");
+    pub const GROUP_NOT_FOUND: Self = Self::new(404_302, "GroupNotFound");
+    pub const CONFLICT: Self = Self::new(409_000, "GenericConflict");
+    pub const DEVICE_ALREADY_EXISTS: Self = Self::new(409_001, "DeviceAlreadyExists");
+    pub const MODULE_ALREADY_EXISTS: Self = Self::new(409_301, "ModuleAlreadyExistsOnDevice");
+    pub const PRECONDITION_FAILED: Self = Self::new(412_001, "PreconditionFailed");
+    pub const TOO_LARGE: Self = Self::new(413_000, "GenericRequestEntityTooLarge");
+    pub const TOO_MANY_MODULES: Self = Self::new(413_003, "TooManyModulesOnDevice");
+    pub const SERVER_ERROR: Self = Self::new(500_001, "ServerError");
+    pub const SERVER_BUSY: Self = Self::new(503_005, "ServerBusy");
+
+    const fn new(number: u32, name: &'static str) -> Self {
+        Self { number, name }
+    }
+
+    pub fn http_status(self) -> u16 {
+        (self.number / 1000) as u16
+    }
+}

@@ -1,0 +1,39 @@
+//! The contract of the hub, free of protocols: who is known, who may do what, which groups read how far.
+//!
+//! It deliberately does not know sockets, files, clocks, actors or wire formats: `now` is an argument, randomness comes
+//! from an `Entropy` handed in, and what is kept goes through `state::State`. Doors turn its typed errors into codes of
+//! their protocol; each error names the contract's code.
+//!
+//! Invariants:
+//! - Nothing here blocks on a commit: writes take a `done` callback, called once the change is durable or refused.
+//!   `*_blocking` twins are for the command line and tests.
+//! - What a peer is told about a refused credential does not say whether the identity exists.
+//! - No input from outside panics, and work and allocation per credential are bounded.
+
+pub mod auth;
+pub mod authority;
+pub mod code;
+pub mod config;
+pub mod connection_string;
+mod decide;
+pub mod entropy;
+pub mod filter;
+pub mod groups;
+pub mod identity;
+mod json;
+pub mod meta;
+pub mod policy;
+pub mod registry;
+pub mod sas;
+pub mod x509;
+
+pub use auth::{AuthError, AuthMethod, Authenticated, Authenticator, Credential, ServiceAuthenticated};
+pub use authority::Authorities;
+pub use code::ErrorCode;
+pub use config::HubConfig;
+pub use entropy::Entropy;
+pub use filter::{DeviceKey, PersistedFilter, Position};
+pub use groups::{Claim, GroupError, Groups};
+pub use identity::{DeviceIdentity, IdentityName, ModuleIdentity};
+pub use policy::{Permissions, Policies};
+pub use registry::{IdentityChanged, IfMatch, Registry, RegistryError};

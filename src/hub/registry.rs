@@ -1,0 +1,538 @@
+//! The identity registry: create, read, update, delete and list devices and modules.
+//!
+//! Invariants:
+//! - An answered change is durable; a change is answered once.
+//! - A generation is never given out twice, whatever the clock does.
+//! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
+//!
+//! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::code::ErrorCode;
+use super::decide::{Answer, decide, decode, encode};
+use super::entropy::{Entropy, new_etag};
+use super::filter;
+use super::identity::{Authentication, DeviceIdentity, IdentityName, InvalidIdentity, ModuleIdentity, Status};
+use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
+use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
+
+/// IoT Hub, quotas: modules per device. Checked before the write, so that creations at the same instant may pass it by
+/// a few; it bounds storage, nothing is sized by it.
+pub const MODULES_PER_DEVICE_MAX: usize = 50;
+/// IoT Hub, identity registry: entries of one list answer.
+pub const LIST_MAX: usize = 1000;
+/// Where the highest generation given out is kept.
+const GENERATION_KEY: &[u8] = b"generation";
+/// More than batches can be under way at a crash: keeps new generations above those whose record came late.
+const GENERATION_MARGIN: u64 = 100_000;
+/// .NET ticks of 100 ns count from the year 1; this is 1970 in milliseconds.
+const TICKS_EPOCH_MILLIS: i64 = 62_135_596_800_000;
+
+/// Which version of an identity a write is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IfMatch {
+    /// `*`: whatever is there.
+    Any,
+    /// The version with this etag, without quotes.
+    Etag(String),
+}
+
+impl IfMatch {
+    fn check(&self, etag: &str) -> Result<(), RegistryError> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Etag(wanted) if wanted == etag => Ok(()),
+            Self::Etag(_) => Err(RegistryError::PreconditionFailed),
+        }
+    }
+}
+
+/// Why the registry refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the device exists")]
+    DeviceExists,
+    #[error("the module exists")]
+    ModuleExists,
+    #[error("no such device")]
+    DeviceNotFound,
+    #[error("no such module")]
+    ModuleNotFound,
+    /// Read again, then decide again.
+    #[error("the identity has another etag")]
+    PreconditionFailed,
+    #[error("the device has {MODULES_PER_DEVICE_MAX} modules")]
+    TooManyModules,
+    #[error(transparent)]
+    Invalid(#[from] InvalidIdentity),
+    /// `Busy` means try again; after `Failed` the outcome is unknown.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl RegistryError {
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::DeviceExists => ErrorCode::DEVICE_ALREADY_EXISTS,
+            Self::ModuleExists => ErrorCode::MODULE_ALREADY_EXISTS,
+            Self::DeviceNotFound => ErrorCode::DEVICE_NOT_FOUND,
+            Self::ModuleNotFound => ErrorCode::MODULE_NOT_FOUND,
+            Self::PreconditionFailed => ErrorCode::PRECONDITION_FAILED,
+            Self::TooManyModules => ErrorCode::TOO_MANY_MODULES,
+            Self::Invalid(_) => ErrorCode::ARGUMENT_INVALID,
+            Self::State(StateError::Busy) => ErrorCode::SERVER_BUSY,
+            Self::State(StateError::Conflict { .. } | StateError::Failed(_) | StateError::Closed) => {
+                ErrorCode::SERVER_ERROR
+            }
+        }
+    }
+}
+
+/// A change that took effect, for whoever holds sessions of the identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityChanged {
+    pub identity: IdentityName,
+    pub generation: Generation,
+    pub kind: ChangeKind,
+}
+
+/// What happened. Of several at once the one that concerns sessions most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    Created,
+    /// Neither status nor credentials.
+    Updated,
+    /// Sessions of the device and its modules end.
+    Disabled,
+    Enabled,
+    /// Sessions of the device and its modules end.
+    Deleted,
+    /// The way to prove the identity changed. Sessions that proved it by the old one may be ended.
+    KeysChanged,
+}
+
+/// A stored identity and the change that made it so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Changed<T> {
+    pub identity: T,
+    pub change: IdentityChanged,
+}
+
+/// The registry. Cloning shares it.
+#[derive(Clone)]
+pub struct Registry {
+    state: Arc<dyn State>,
+    entropy: Arc<dyn Entropy>,
+    generations: Arc<AtomicU64>,
+    partition_count: u16,
+}
+
+impl Registry {
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn open(state: Arc<dyn State>, entropy: Arc<dyn Entropy>, partition_count: u16) -> Result<Self, StateError> {
+        let highest = match state.get(Table::Meta, GENERATION_KEY)? {
+            Some(bytes) => decode::<u64>(&bytes)? + GENERATION_MARGIN,
+            None => 0,
+        };
+        let generations = Arc::new(AtomicU64::new(highest));
+        Ok(Self {
+            state,
+            entropy,
+            generations,
+            partition_count,
+        })
+    }
+
+    /// Where a device lives.
+    pub fn partition(&self, device: &DeviceId) -> PartitionId {
+        PartitionId::of_hash(device.hash64(), self.partition_count)
+    }
+
+    /// # Errors
+    /// `DeviceNotFound`, or the store's.
+    pub fn device(&self, device: &DeviceId) -> Result<DeviceIdentity, RegistryError> {
+        let bytes = self.state.get(Table::Devices, &self.device_key(device))?;
+        Ok(decode(&bytes.ok_or(RegistryError::DeviceNotFound)?)?)
+    }
+
+    /// # Errors
+    /// `ModuleNotFound`, or the store's.
+    pub fn module(&self, device: &DeviceId, module: &ModuleId) -> Result<ModuleIdentity, RegistryError> {
+        let bytes = self.state.get(Table::Modules, &self.module_key(device, module))?;
+        Ok(decode(&bytes.ok_or(RegistryError::ModuleNotFound)?)?)
+    }
+
+    /// Devices in the order of partition and id, from behind `after`, at most `limit` and at most `LIST_MAX`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn devices(&self, after: Option<&DeviceId>, limit: usize) -> Result<Vec<DeviceIdentity>, RegistryError> {
+        let after = after.map(|device| self.device_key(device));
+        let scan = Scan {
+            prefix: &[],
+            after: after.as_deref(),
+            limit: limit.min(LIST_MAX),
+        };
+        decode_all(&self.state.scan(Table::Devices, scan)?)
+    }
+
+    /// All modules of a device, by id. An unknown device has none.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn modules(&self, device: &DeviceId) -> Result<Vec<ModuleIdentity>, RegistryError> {
+        let prefix = self.modules_prefix(device);
+        let scan = Scan {
+            prefix: &prefix,
+            after: None,
+            limit: LIST_MAX,
+        };
+        decode_all(&self.state.scan(Table::Modules, scan)?)
+    }
+
+    /// Stores a new device; keys are made where type `sas` has none.
+    pub fn create_device(
+        &self,
+        wanted: DeviceIdentity,
+        now: UtcMillis,
+        done: impl FnOnce(Result<Changed<DeviceIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let mut device = wanted;
+        if let Err(error) = device.settle(&*self.entropy) {
+            return done(Err(error.into()));
+        }
+        device.generation_id = self.next_generation(now);
+        device.etag = new_etag(&*self.entropy);
+        device.status_updated_time = None;
+        device.last_activity_time = None;
+        device.connection_state_updated_time = None;
+        device.connection_state = Default::default();
+        device.cloud_to_device_message_count = 0;
+        let key = self.device_key(&device.device_id);
+        let attempt = move |state: &dyn State| {
+            if state.get(Table::Devices, &key)?.is_some() {
+                return Err(RegistryError::DeviceExists);
+            }
+            let batch = WriteBatch::new()
+                .expect(Table::Devices, key.clone(), Expected::Absent)
+                .put(Table::Devices, key.clone(), encode(&device))
+                .put(Table::Meta, GENERATION_KEY, encode(&device.generation_id.0));
+            Ok((batch, device_changed(device.clone(), ChangeKind::Created)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// Replaces what a client may write of a device. Absent keys of type `sas` stay as they are.
+    pub fn update_device(
+        &self,
+        wanted: DeviceIdentity,
+        if_match: IfMatch,
+        now: UtcMillis,
+        done: impl FnOnce(Result<Changed<DeviceIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let key = self.device_key(&wanted.device_id);
+        let entropy = Arc::clone(&self.entropy);
+        let attempt = move |state: &dyn State| {
+            let raw = state.get(Table::Devices, &key)?.ok_or(RegistryError::DeviceNotFound)?;
+            let stored: DeviceIdentity = decode(&raw)?;
+            if_match.check(&stored.etag)?;
+            let mut device = wanted.clone();
+            keep_keys(&mut device.authentication, &stored.authentication);
+            device.settle(&*entropy)?;
+            device.generation_id = stored.generation_id;
+            device.etag = new_etag(&*entropy);
+            device.connection_state = stored.connection_state;
+            device.connection_state_updated_time = stored.connection_state_updated_time;
+            device.last_activity_time = stored.last_activity_time;
+            device.cloud_to_device_message_count = stored.cloud_to_device_message_count;
+            device.status_updated_time = stored.status_updated_time;
+            let kind = match (stored.status, device.status) {
+                (Status::Enabled, Status::Disabled) => ChangeKind::Disabled,
+                (Status::Disabled, Status::Enabled) => ChangeKind::Enabled,
+                (Status::Enabled, Status::Enabled) | (Status::Disabled, Status::Disabled) => {
+                    credentials_change(&stored.authentication, &device.authentication)
+                }
+            };
+            if stored.status != device.status {
+                device.status_updated_time = Some(now);
+            }
+            let batch = WriteBatch::new()
+                .expect(Table::Devices, key.clone(), Expected::Value(raw))
+                .put(Table::Devices, key.clone(), encode(&device));
+            Ok((batch, device_changed(device, kind)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// Removes a device with its modules and filter positions; tells what it was.
+    pub fn delete_device(
+        &self,
+        device: &DeviceId,
+        if_match: IfMatch,
+        done: impl FnOnce(Result<Changed<DeviceIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let key = self.device_key(device);
+        let prefix = self.modules_prefix(device);
+        let positions = filter::positions_prefix(self.partition(device), device);
+        let attempt = move |state: &dyn State| {
+            let raw = state.get(Table::Devices, &key)?.ok_or(RegistryError::DeviceNotFound)?;
+            let stored: DeviceIdentity = decode(&raw)?;
+            if_match.check(&stored.etag)?;
+            let batch = WriteBatch::new()
+                .expect(Table::Devices, key.clone(), Expected::Value(raw))
+                .delete(Table::Devices, key.clone())
+                .delete_prefix(Table::Modules, prefix.clone())
+                .delete_prefix(Table::Filter, positions.clone());
+            Ok((batch, device_changed(stored, ChangeKind::Deleted)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// Stores a new module of an existing device.
+    pub fn create_module(
+        &self,
+        wanted: ModuleIdentity,
+        now: UtcMillis,
+        done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let mut module = wanted;
+        if let Err(error) = module.settle(&*self.entropy) {
+            return done(Err(error.into()));
+        }
+        module.generation_id = self.next_generation(now);
+        module.etag = new_etag(&*self.entropy);
+        module.last_activity_time = None;
+        module.connection_state_updated_time = None;
+        module.connection_state = Default::default();
+        module.cloud_to_device_message_count = 0;
+        let device_key = self.device_key(&module.device_id);
+        let prefix = self.modules_prefix(&module.device_id);
+        let key = self.module_key(&module.device_id, &module.module_id);
+        let attempt = move |state: &dyn State| {
+            if state.get(Table::Devices, &device_key)?.is_none() {
+                return Err(RegistryError::DeviceNotFound);
+            }
+            if state.get(Table::Modules, &key)?.is_some() {
+                return Err(RegistryError::ModuleExists);
+            }
+            let scan = Scan {
+                prefix: &prefix,
+                after: None,
+                limit: MODULES_PER_DEVICE_MAX,
+            };
+            if state.scan(Table::Modules, scan)?.len() >= MODULES_PER_DEVICE_MAX {
+                return Err(RegistryError::TooManyModules);
+            }
+            let batch = WriteBatch::new()
+                .expect(Table::Devices, device_key.clone(), Expected::Present)
+                .expect(Table::Modules, key.clone(), Expected::Absent)
+                .put(Table::Modules, key.clone(), encode(&module))
+                .put(Table::Meta, GENERATION_KEY, encode(&module.generation_id.0));
+            Ok((batch, module_changed(module.clone(), ChangeKind::Created)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// Replaces what a client may write of a module.
+    pub fn update_module(
+        &self,
+        wanted: ModuleIdentity,
+        if_match: IfMatch,
+        done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let key = self.module_key(&wanted.device_id, &wanted.module_id);
+        let entropy = Arc::clone(&self.entropy);
+        let attempt = move |state: &dyn State| {
+            let raw = state.get(Table::Modules, &key)?.ok_or(RegistryError::ModuleNotFound)?;
+            let stored: ModuleIdentity = decode(&raw)?;
+            if_match.check(&stored.etag)?;
+            let mut module = wanted.clone();
+            keep_keys(&mut module.authentication, &stored.authentication);
+            module.settle(&*entropy)?;
+            module.generation_id = stored.generation_id;
+            module.etag = new_etag(&*entropy);
+            module.connection_state = stored.connection_state;
+            module.connection_state_updated_time = stored.connection_state_updated_time;
+            module.last_activity_time = stored.last_activity_time;
+            module.cloud_to_device_message_count = stored.cloud_to_device_message_count;
+            let kind = credentials_change(&stored.authentication, &module.authentication);
+            let batch = WriteBatch::new()
+                .expect(Table::Modules, key.clone(), Expected::Value(raw))
+                .put(Table::Modules, key.clone(), encode(&module));
+            Ok((batch, module_changed(module, kind)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// Removes a module; tells what it was.
+    pub fn delete_module(
+        &self,
+        device: &DeviceId,
+        module: &ModuleId,
+        if_match: IfMatch,
+        done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let key = self.module_key(device, module);
+        let attempt = move |state: &dyn State| {
+            let raw = state.get(Table::Modules, &key)?.ok_or(RegistryError::ModuleNotFound)?;
+            let stored: ModuleIdentity = decode(&raw)?;
+            if_match.check(&stored.etag)?;
+            let batch = WriteBatch::new()
+                .expect(Table::Modules, key.clone(), Expected::Value(raw))
+                .delete(Table::Modules, key.clone());
+            Ok((batch, module_changed(stored, ChangeKind::Deleted)))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
+    }
+
+    /// `create_device`, waiting for the answer. For the command line and tests.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn create_device_blocking(
+        &self,
+        wanted: DeviceIdentity,
+        now: UtcMillis,
+    ) -> Result<Changed<DeviceIdentity>, RegistryError> {
+        wait(|done| self.create_device(wanted, now, done))
+    }
+
+    /// `update_device`, waiting for the answer.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn update_device_blocking(
+        &self,
+        wanted: DeviceIdentity,
+        if_match: IfMatch,
+        now: UtcMillis,
+    ) -> Result<Changed<DeviceIdentity>, RegistryError> {
+        wait(|done| self.update_device(wanted, if_match, now, done))
+    }
+
+    /// `delete_device`, waiting for the answer.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn delete_device_blocking(
+        &self,
+        device: &DeviceId,
+        if_match: IfMatch,
+    ) -> Result<Changed<DeviceIdentity>, RegistryError> {
+        wait(|done| self.delete_device(device, if_match, done))
+    }
+
+    /// `create_module`, waiting for the answer.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn create_module_blocking(
+        &self,
+        wanted: ModuleIdentity,
+        now: UtcMillis,
+    ) -> Result<Changed<ModuleIdentity>, RegistryError> {
+        wait(|done| self.create_module(wanted, now, done))
+    }
+
+    /// `update_module`, waiting for the answer.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn update_module_blocking(
+        &self,
+        wanted: ModuleIdentity,
+        if_match: IfMatch,
+    ) -> Result<Changed<ModuleIdentity>, RegistryError> {
+        wait(|done| self.update_module(wanted, if_match, done))
+    }
+
+    /// `delete_module`, waiting for the answer.
+    ///
+    /// # Errors
+    /// As told to `done`.
+    pub fn delete_module_blocking(
+        &self,
+        device: &DeviceId,
+        module: &ModuleId,
+        if_match: IfMatch,
+    ) -> Result<Changed<ModuleIdentity>, RegistryError> {
+        wait(|done| self.delete_module(device, module, if_match, done))
+    }
+
+    /// .NET ticks of now (18 digits), moved on if they were given out before.
+    fn next_generation(&self, now: UtcMillis) -> Generation {
+        let ticks = now.0.saturating_add(TICKS_EPOCH_MILLIS).max(0) as u64 * 10_000;
+        let next = |last: u64| (last + 1).max(ticks);
+        let last = self
+            .generations
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+        Generation(next(last.unwrap_or_else(|last| last)))
+    }
+
+    fn device_key(&self, device: &DeviceId) -> Vec<u8> {
+        let mut key = self.partition(device).0.to_be_bytes().to_vec();
+        key.extend_from_slice(device.as_str().as_bytes());
+        key
+    }
+
+    fn modules_prefix(&self, device: &DeviceId) -> Vec<u8> {
+        let mut key = self.device_key(device);
+        // No id has this byte, so no device's modules are among those of another.
+        key.push(0);
+        key
+    }
+
+    fn module_key(&self, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
+        let mut key = self.modules_prefix(device);
+        key.extend_from_slice(module.as_str().as_bytes());
+        key
+    }
+}
+
+fn wait<R: Send + 'static>(start: impl FnOnce(Answer<R, RegistryError>)) -> Result<R, RegistryError> {
+    blocking(start).unwrap_or(Err(RegistryError::State(StateError::Closed)))
+}
+
+fn decode_all<T: serde::de::DeserializeOwned>(entries: &[crate::state::Entry]) -> Result<Vec<T>, RegistryError> {
+    entries.iter().map(|(_, value)| Ok(decode(value)?)).collect()
+}
+
+/// A client that updates something else and sends no keys means to keep them.
+fn keep_keys(wanted: &mut Authentication, stored: &Authentication) {
+    if wanted.kind == stored.kind && wanted.symmetric_key.iter().next().is_none() {
+        wanted.symmetric_key = stored.symmetric_key.clone();
+    }
+}
+
+fn credentials_change(stored: &Authentication, wanted: &Authentication) -> ChangeKind {
+    if stored == wanted {
+        ChangeKind::Updated
+    } else {
+        ChangeKind::KeysChanged
+    }
+}
+
+fn device_changed(identity: DeviceIdentity, kind: ChangeKind) -> Changed<DeviceIdentity> {
+    let change = IdentityChanged {
+        identity: IdentityName::device(identity.device_id.clone()),
+        generation: identity.generation_id,
+        kind,
+    };
+    Changed { identity, change }
+}
+
+fn module_changed(identity: ModuleIdentity, kind: ChangeKind) -> Changed<ModuleIdentity> {
+    let change = IdentityChanged {
+        identity: IdentityName::module(identity.device_id.clone(), identity.module_id.clone()),
+        generation: identity.generation_id,
+        kind,
+    };
+    Changed { identity, change }
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

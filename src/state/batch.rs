@@ -1,0 +1,146 @@
+//! A set of writes that take effect together, and how any store applies it.
+
+use super::{StateError, Table};
+
+/// What must be true of a key for its batch to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Absent,
+    Present,
+    Value(Vec<u8>),
+}
+
+impl Expected {
+    /// The precondition that nobody changed a key since it was read.
+    pub fn unchanged(read: Option<&[u8]>) -> Self {
+        read.map_or(Self::Absent, |value| Self::Value(value.to_vec()))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Write {
+    Put(Table, Vec<u8>, Vec<u8>),
+    Delete(Table, Vec<u8>),
+    DeletePrefix(Table, Vec<u8>),
+}
+
+/// Preconditions and writes, applied in the order they were added.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    expected: Vec<(Table, Vec<u8>, Expected)>,
+    writes: Vec<Write>,
+}
+
+impl WriteBatch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a precondition; `Conflict` counts them from 0.
+    #[must_use]
+    pub fn expect(mut self, table: Table, key: impl Into<Vec<u8>>, expected: Expected) -> Self {
+        self.expected.push((table, key.into(), expected));
+        self
+    }
+
+    #[must_use]
+    pub fn put(mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
+        self.writes.push(Write::Put(table, key.into(), value.into()));
+        self
+    }
+
+    /// Removes a key; one that is not there is no error.
+    #[must_use]
+    pub fn delete(mut self, table: Table, key: impl Into<Vec<u8>>) -> Self {
+        self.writes.push(Write::Delete(table, key.into()));
+        self
+    }
+
+    /// Removes every key that starts so.
+    #[must_use]
+    pub fn delete_prefix(mut self, table: Table, prefix: impl Into<Vec<u8>>) -> Self {
+        self.writes.push(Write::DeletePrefix(table, prefix.into()));
+        self
+    }
+
+    /// Bytes of keys and values, for bounding a group.
+    pub(super) fn bytes(&self) -> usize {
+        self.writes
+            .iter()
+            .map(|write| match write {
+                Write::Put(_, key, value) => key.len() + value.len(),
+                Write::Delete(_, key) | Write::DeletePrefix(_, key) => key.len(),
+            })
+            .sum()
+    }
+}
+
+/// The open transaction of a store.
+pub(super) trait Transaction {
+    type Error;
+    fn holds(&mut self, table: Table, key: &[u8], expected: &Expected) -> Result<bool, Self::Error>;
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Self::Error>;
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), Self::Error>;
+    fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), Self::Error>;
+}
+
+/// Applies a batch if its preconditions hold. The outer error means the transaction must be given up, the inner one
+/// that this batch wrote nothing and the transaction goes on.
+pub(super) fn apply<T: Transaction>(
+    transaction: &mut T,
+    batch: &WriteBatch,
+) -> Result<Result<(), StateError>, T::Error> {
+    for (index, (table, key, expected)) in batch.expected.iter().enumerate() {
+        if !transaction.holds(*table, key, expected)? {
+            return Ok(Err(StateError::Conflict { index }));
+        }
+    }
+    for write in &batch.writes {
+        match write {
+            Write::Put(table, key, value) => transaction.put(*table, key, value)?,
+            Write::Delete(table, key) => transaction.delete(*table, key)?,
+            Write::DeletePrefix(table, prefix) => transaction.delete_prefix(*table, prefix)?,
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The smallest key greater than every key with this prefix; `None` if there is none.
+pub(super) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let kept = prefix.iter().rposition(|&byte| byte != u8::MAX)? + 1;
+    let mut end = prefix[..kept].to_vec();
+    end[kept - 1] += 1;
+    Some(end)
+}
+
+impl super::Scan<'_> {
+    /// The range of keys visited, for `range` of an ordered map. `None` if it is empty.
+    pub(super) fn bounds(&self) -> Option<(std::ops::Bound<Vec<u8>>, std::ops::Bound<Vec<u8>>)> {
+        use std::ops::Bound;
+        let end = prefix_end(self.prefix);
+        let start = match self.after {
+            Some(after) if after >= self.prefix => Bound::Excluded(after.to_vec()),
+            _ => Bound::Included(self.prefix.to_vec()),
+        };
+        // Ordered maps panic when a range starts behind its end.
+        if let (Bound::Excluded(start), Some(end)) = (&start, &end)
+            && start >= end
+        {
+            return None;
+        }
+        Some((start, end.map_or(Bound::Unbounded, Bound::Excluded)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_end_carries_over_full_bytes() {
+        assert_eq!(prefix_end(&[1, 2]), Some(vec![1, 3]));
+        assert_eq!(prefix_end(&[1, 255, 255]), Some(vec![2]));
+        assert_eq!(prefix_end(&[255]), None);
+        assert_eq!(prefix_end(&[]), None);
+    }
+}
