@@ -15,7 +15,7 @@
 //! # use forebay::client::{credential::Credential, tls};
 //! # use forebay::model::{DeviceId, Message};
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let tls = tls::client_config("forebay-data/ca.pem".as_ref(), None, 256)?;
+//! let tls = tls::client_config(tls::ClientTls::from_ca_file("forebay-data/ca.pem".as_ref())?)?;
 //! let endpoint = ClientEndpoint::new(tls, &TransportOptions::default())?;
 //! let hub = HubAddress { address: "127.0.0.1:8883".parse()?, host_name: "localhost".into() };
 //! let credential = Credential::Key("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into());

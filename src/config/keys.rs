@@ -1,0 +1,261 @@
+//! The one table of every key. The structs, their defaults, the checks, the environment names and the printed example
+//! all come from it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::ConfigError;
+use super::value::{Bytes, Durability, Host, LogFilter, LogFormat, Range, Raw, Secret, Setting};
+
+/// One key as text, for whoever prints or looks for it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub section: &'static str,
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub cost: &'static str,
+    /// As it would stand in the file.
+    pub default: String,
+    /// Smallest and largest accepted value, where there is an order.
+    pub range: Option<(String, String)>,
+}
+
+impl Key {
+    pub fn dotted(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    pub fn environment(&self) -> String {
+        format!("FOREBAY_{}_{}", self.section, self.name).to_uppercase()
+    }
+}
+
+macro_rules! table {
+    ($($(#[doc = $section_doc:literal])* $section:ident: $Section:ident {
+        $($key:ident: $Type:ty = $default:expr, $range:expr, $doc:literal, $cost:literal;)*
+    })*) => {
+        $(
+            $(#[doc = $section_doc])*
+            #[derive(Clone, Debug, PartialEq)]
+            pub struct $Section {
+                $(#[doc = $doc] pub $key: $Type,)*
+            }
+
+            impl Default for $Section {
+                fn default() -> Self {
+                    Self { $($key: $default,)* }
+                }
+            }
+        )*
+
+        /// Everything an operator may choose.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Config {
+            $(pub $section: $Section,)*
+        }
+
+        impl Config {
+            /// Sets one key; `origin` is where the value comes from, for the message.
+            ///
+            /// # Errors
+            /// The key is unknown, the value has another form, or lies outside the range.
+            pub(super) fn set(&mut self, section: &str, name: &str, raw: Raw<'_>, origin: &str) -> Result<(), ConfigError> {
+                match (section, name) {
+                    $($((stringify!($section), stringify!($key)) => {
+                        let range: Range<$Type> = $range;
+                        self.$section.$key = read_checked(&format!("{section}.{name}"), raw, origin, &range)?;
+                        Ok(())
+                    })*)*
+                    _ => Err(super::load::unknown_key(format!("{section}.{name}"), origin)),
+                }
+            }
+
+            /// Every key's value as it would stand in the file, in the order of [`keys`].
+            pub(super) fn values(&self) -> Vec<String> {
+                vec![$($(self.$section.$key.write(),)*)*]
+            }
+        }
+
+        /// Name and description of every section.
+        pub fn sections() -> Vec<(&'static str, &'static str)> {
+            vec![$((stringify!($section), concat!($($section_doc),*)),)*]
+        }
+
+        /// Every key, grouped by section.
+        pub fn keys() -> Vec<Key> {
+            let defaults = Config::default();
+            vec![$($(Key {
+                section: stringify!($section),
+                name: stringify!($key),
+                doc: $doc,
+                cost: $cost,
+                default: defaults.$section.$key.write(),
+                range: { let range: Range<$Type> = $range; range.ends() },
+            },)*)*]
+        }
+    };
+}
+
+fn read_checked<T: Setting + PartialOrd>(
+    key: &str,
+    raw: Raw<'_>,
+    origin: &str,
+    range: &Range<T>,
+) -> Result<T, ConfigError> {
+    let value = T::read(raw).map_err(|detail| ConfigError::Value {
+        key: key.to_owned(),
+        origin: origin.to_owned(),
+        detail,
+    })?;
+    if !range.contains(&value) {
+        let (min, max) = range.ends().expect("a range without ends contains every value");
+        return Err(ConfigError::Range {
+            key: key.to_owned(),
+            value: value.write(),
+            allowed: format!("{min} to {max}"),
+        });
+    }
+    Ok(value)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn days(days: u64) -> Duration {
+    Duration::from_secs(days * 86_400)
+}
+
+const fn kib(kib: u64) -> Bytes {
+    Bytes(kib << 10)
+}
+
+const fn mib(mib: u64) -> Bytes {
+    Bytes(mib << 20)
+}
+
+const fn gib(gib: u64) -> Bytes {
+    Bytes(gib << 30)
+}
+
+table! {
+    #[doc = "Fixed when the data directory is created. A start with other values is refused."]
+    identity: Identity {
+        host_names: Vec<Host> = vec![Host("localhost".into())], Range::Any,
+            "Names clients call the hub by; the first stands in connection strings. Tokens for other names are refused.",
+            "Nothing.";
+        partition_count: u16 = 4, Range::Between(2, 128),
+            "Partitions of the log. A device belongs to one of them for ever.",
+            "One active segment file, one index and one cursor per consumer group for each.";
+        owner_key: Option<Secret> = None, Range::Any,
+            "Base64 key of the policy `iothubowner`, taken over when the data is created. Empty: a random one is made.",
+            "Nothing.";
+        owner_key_file: Option<PathBuf> = None, Range::Any,
+            "File that holds `owner_key`; a trailing line break is dropped. Empty: none.",
+            "Nothing.";
+    }
+    #[doc = "The process as a whole."]
+    process: Process {
+        data_dir: PathBuf = PathBuf::from("forebay-data"), Range::Any,
+            "Directory of all data; held by one process at a time.",
+            "Nothing.";
+        shards: u16 = 0, Range::Between(0, 256),
+            "Threads that own partitions and connections. 0: one for each core.",
+            "More threads than cores cost switches; a shard without a partition only takes connections.";
+        durability: Durability = Durability::Sync, Range::Any,
+            "When an append is acknowledged: \"sync\" (the disk has it), { interval = \"10ms\" } or \"os\" (both may lose acknowledged messages at power loss).",
+            "A longer interval loses more at power loss.";
+        sync_gap: Duration = millis(0), Range::Between(millis(0), seconds(1)),
+            "Least time between the starts of two sync rounds.",
+            "Every acknowledgement waits longer, the disk syncs less often.";
+        drain_timeout: Duration = seconds(20), Range::Between(seconds(0), seconds(600)),
+            "How long a stop waits for sessions to go and for data to be flushed.",
+            "A stop may take this long; keep it below the supervisor's own limit.";
+    }
+    #[doc = "The partition log on disk."]
+    log: Log {
+        segment_bytes: Bytes = mib(64), Range::Between(mib(1), gib(2)),
+            "Size of a segment file. Files are allocated in full when they are opened.",
+            "Disk space in steps of this size for each partition, and a longer scan after a crash.";
+        retention: Duration = days(7), Range::Between(seconds(60), days(3650)),
+            "How long messages are kept. A whole segment is dropped when its newest message is older.",
+            "Disk space.";
+        retention_bytes: Bytes = Bytes(0), Range::Between(Bytes(0), Bytes(1 << 50)),
+            "Most bytes a partition keeps; older segments are dropped first. 0: no limit but the disk.",
+            "Disk space.";
+        index_interval_bytes: Bytes = kib(64), Range::Between(kib(4), mib(4)),
+            "Bytes of log between two entries of the sequence and time index.",
+            "Seeking reads up to this much more; lowering it costs memory.";
+    }
+    #[doc = "Device sessions over QUIC."]
+    quic: Quic {
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8883)), Range::Any,
+            "UDP address and port.",
+            "Nothing.";
+        certificate_file: Option<PathBuf> = None, Range::Any,
+            "PEM file of the server's certificate chain, leaf first. `serve` needs it, `dev` makes its own.",
+            "Nothing.";
+        key_file: Option<PathBuf> = None, Range::Any,
+            "PEM file of the certificate's private key (PKCS #8, SEC 1 or PKCS #1).",
+            "Nothing.";
+        sessions_max: u32 = 100_000, Range::Between(1, 10_000_000),
+            "Sessions at a time; more are refused with a code that says so.",
+            "About 40 KiB of memory for each idle session, and its windows when busy.";
+        idle_timeout: Duration = seconds(60), Range::Between(seconds(5), seconds(3600)),
+            "A session without a packet for this long has ended. Clients send keep-alives well before.",
+            "Dead sessions hold memory and count as connected for longer.";
+        handshake_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
+            "A connection that has not authenticated by then is closed.",
+            "Half-open connections hold memory for longer.";
+        handshakes_per_second: u32 = 2_000, Range::Between(1, 1_000_000),
+            "Full handshakes begun in a second; above it an address must first prove itself (QUIC Retry).",
+            "About 0.3 ms of processor time for each handshake.";
+        stream_window_bytes: Bytes = kib(256), Range::Between(kib(16), mib(16)),
+            "Bytes a device may have under way on one stream.",
+            "Memory for each busy session.";
+        connection_window_bytes: Bytes = kib(512), Range::Between(kib(16), mib(64)),
+            "Bytes a device may have under way on all streams of its connection.",
+            "Memory for each busy session.";
+        send_window_bytes: Bytes = kib(256), Range::Between(kib(16), mib(64)),
+            "Bytes under way to one client; a consumer far away reads no faster than this in a round trip.",
+            "Memory for each reading session.";
+        batch_bytes_max: Bytes = mib(1), Range::Between(kib(64), mib(16)),
+            "Largest batch a device may send as one frame.",
+            "Memory for each session that sends such batches.";
+        inflight_bytes_max: Bytes = mib(2), Range::Between(kib(64), mib(256)),
+            "Bytes of one session that are received and not yet acknowledged; then it is read no further.",
+            "Memory for each busy session.";
+        resumptions_max: u32 = 65_536, Range::Between(0, 10_000_000),
+            "Former sessions remembered so that they may resume in one flight.",
+            "About 1 KiB of memory for each.";
+    }
+    #[doc = "The threads that own partitions."]
+    shard: Shard {
+        inflight_bytes_max: Bytes = mib(64), Range::Between(mib(1), gib(16)),
+            "Bytes of all sessions that wait for one shard; then its sessions are read no further.",
+            "Memory for each shard.";
+    }
+    #[doc = "Operations: metrics, health, the program's own log lines."]
+    ops: Ops {
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9600)), Range::Any,
+            "TCP address and port of /metrics, /healthz and /readyz. There is no authentication: keep it private.",
+            "Nothing.";
+        log: LogFilter = LogFilter("info".into()), Range::Any,
+            "What is logged: error, warn, info, debug, trace, or for each module (\"info,forebay::log=debug\").",
+            "Lines, and time to write them.";
+        log_format: LogFormat = LogFormat::Text, Range::Any,
+            "Form of a log line: \"text\" or \"json\".",
+            "Nothing.";
+    }
+    #[doc = "What a client may ask for."]
+    limits: Limits {
+        message_bytes_max: Bytes = Bytes(262_144), Range::Between(kib(1), kib(256)),
+            "Largest message: body, system property values, application property names and values.",
+            "The contract ends at 256 KiB.";
+    }
+}

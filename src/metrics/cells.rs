@@ -1,0 +1,252 @@
+//! Cells that the data path writes: one of each shard, one of each partition, all plain atomics.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::histogram::Histogram;
+
+/// A label's closed set of values.
+macro_rules! label {
+    ($(#[$doc:meta])* $Name:ident { $($(#[$variant_doc:meta])* $Variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $Name {
+            $($(#[$variant_doc])* $Variant,)*
+        }
+
+        impl $Name {
+            pub const ALL: &'static [Self] = &[$(Self::$Variant),*];
+
+            /// The label's value.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+label! {
+    /// Where a batch spends its time between first byte and acknowledgement.
+    Stage {
+        /// Read, decrypted, checked.
+        Door = "door",
+        /// Waiting for its home shard.
+        Queue = "queue",
+        Append = "append",
+        /// Waiting for the disk.
+        Sync = "sync",
+        /// From the door to the acknowledgement.
+        Total = "total",
+    }
+}
+
+label! {
+    /// Why a message was refused.
+    Refused {
+        TooLarge = "too_large",
+        Malformed = "malformed",
+        Unauthorized = "unauthorized",
+        /// Of an epoch older than the device's newest.
+        StaleEpoch = "stale_epoch",
+        /// A gap in the device's sequence.
+        OutOfOrder = "out_of_order",
+        Overloaded = "overloaded",
+        DiskFull = "disk_full",
+        Poisoned = "poisoned",
+        Draining = "draining",
+    }
+}
+
+label! {
+    /// How a handshake ended.
+    Handshake {
+        Full = "full",
+        Resumed = "resumed",
+        /// Answered with a QUIC Retry; the client comes again and is counted again.
+        Retried = "retried",
+        /// Over a limit of sessions.
+        Refused = "refused",
+        /// TLS was completed and the credential was not accepted.
+        Unauthorized = "unauthorized",
+        TimedOut = "timed_out",
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// Why a session ended.
+    SessionEnd {
+        Client = "client",
+        Idle = "idle",
+        /// A newer session of the same device.
+        Takeover = "takeover",
+        TokenExpired = "token_expired",
+        Disabled = "disabled",
+        Protocol = "protocol",
+        Overloaded = "overloaded",
+        Draining = "draining",
+        Transport = "transport",
+        Internal = "internal",
+    }
+}
+
+label! {
+    SessionKind {
+        Device = "device",
+        Service = "service",
+    }
+}
+
+label! {
+    /// What sessions waited for.
+    Backpressure {
+        Session = "session_inflight",
+        Shard = "shard_inflight",
+        Queue = "queue",
+        DiskFull = "disk_full",
+    }
+}
+
+/// One number for each value of a label.
+#[derive(Debug)]
+pub(super) struct Each<T, const N: usize>([T; N]);
+
+impl<T: Default, const N: usize> Default for Each<T, N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| T::default()))
+    }
+}
+
+impl<T, const N: usize> Each<T, N> {
+    pub(super) fn at(&self, index: usize) -> &T {
+        &self.0[index]
+    }
+}
+
+/// What one shard counts. The shard's thread is the usual writer; a foreign one costs a cache line, not a count.
+/// Cells keep apart by alignment.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct ShardCell {
+    pub(super) accepted: AtomicU64,
+    pub(super) accepted_bytes: AtomicU64,
+    pub(super) appended: AtomicU64,
+    pub(super) appended_bytes: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+    pub(super) duplicates: AtomicU64,
+    pub(super) delivered: AtomicU64,
+    pub(super) delivered_bytes: AtomicU64,
+    pub(super) queue: AtomicI64,
+    pub(super) inflight_bytes: AtomicI64,
+    pub(super) refused: Each<AtomicU64, { Refused::ALL.len() }>,
+    pub(super) handshakes: Each<AtomicU64, { Handshake::ALL.len() }>,
+    pub(super) sessions: Each<AtomicI64, { SessionKind::ALL.len() }>,
+    pub(super) sessions_ended: Each<AtomicU64, { SessionEnd::ALL.len() }>,
+    pub(super) backpressure_nanos: Each<AtomicU64, { Backpressure::ALL.len() }>,
+    pub(super) latency: Each<Histogram, { Stage::ALL.len() }>,
+}
+
+impl ShardCell {
+    pub fn accepted(&self, messages: u64, bytes: u64) {
+        self.accepted.fetch_add(messages, Relaxed);
+        self.accepted_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn appended(&self, messages: u64, bytes: u64) {
+        self.appended.fetch_add(messages, Relaxed);
+        self.appended_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn acknowledged(&self, messages: u64) {
+        self.acknowledged.fetch_add(messages, Relaxed);
+    }
+
+    pub fn duplicates(&self, messages: u64) {
+        self.duplicates.fetch_add(messages, Relaxed);
+    }
+
+    pub fn delivered(&self, messages: u64, bytes: u64) {
+        self.delivered.fetch_add(messages, Relaxed);
+        self.delivered_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn refused(&self, reason: Refused, messages: u64) {
+        self.refused.at(reason as usize).fetch_add(messages, Relaxed);
+    }
+
+    pub fn handshake(&self, outcome: Handshake) {
+        self.handshakes.at(outcome as usize).fetch_add(1, Relaxed);
+    }
+
+    pub fn session_opened(&self, kind: SessionKind) {
+        self.sessions.at(kind as usize).fetch_add(1, Relaxed);
+    }
+
+    pub fn session_ended(&self, kind: SessionKind, reason: SessionEnd) {
+        self.sessions.at(kind as usize).fetch_sub(1, Relaxed);
+        self.sessions_ended.at(reason as usize).fetch_add(1, Relaxed);
+    }
+
+    /// A batch came into (+1) or left (-1) the shard's queue.
+    pub fn queue_changed(&self, batches: i64) {
+        self.queue.fetch_add(batches, Relaxed);
+    }
+
+    pub fn inflight_changed(&self, bytes: i64) {
+        self.inflight_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn backpressure(&self, cause: Backpressure, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.backpressure_nanos.at(cause as usize).fetch_add(nanos, Relaxed);
+    }
+
+    /// `messages` are weighed in, so that a quantile speaks of messages and not of batches.
+    pub fn latency(&self, stage: Stage, duration: Duration, messages: u64) {
+        self.latency.at(stage as usize).record_n(duration, messages);
+    }
+}
+
+/// What a partition's log looks like; set by its owner.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct PartitionCell {
+    pub(super) bytes: AtomicU64,
+    pub(super) segments: AtomicU64,
+    pub(super) next_sequence: AtomicU64,
+    /// Bit 0: poisoned, bit 1: disk full.
+    pub(super) refusing: AtomicU64,
+}
+
+pub(super) const POISONED: u64 = 1;
+pub(super) const DISK_FULL: u64 = 2;
+
+impl PartitionCell {
+    pub fn set_size(&self, bytes: u64, segments: u64) {
+        self.bytes.store(bytes, Relaxed);
+        self.segments.store(segments, Relaxed);
+    }
+
+    /// The sequence number the next record will get. Lag is counted from here.
+    pub fn set_next_sequence(&self, next: u64) {
+        self.next_sequence.store(next, Relaxed);
+    }
+
+    pub fn set_poisoned(&self, is: bool) {
+        self.set(POISONED, is);
+    }
+
+    pub fn set_disk_full(&self, is: bool) {
+        self.set(DISK_FULL, is);
+    }
+
+    fn set(&self, bit: u64, is: bool) {
+        if is {
+            self.refusing.fetch_or(bit, Relaxed);
+        } else {
+            self.refusing.fetch_and(!bit, Relaxed);
+        }
+    }
+}

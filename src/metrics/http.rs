@@ -1,0 +1,197 @@
+//! The operations port: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! One worker, HTTP/1.1, no authentication: it listens on the loopback address unless configured otherwise.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::{App, HttpResponse, HttpServer, web};
+use serde::Serialize;
+
+use super::registry::Metrics;
+
+const CONNECTIONS_MAX: usize = 64;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Scrapers may close what is open; a stop does not wait for them longer than this.
+const SHUTDOWN_SECONDS: u64 = 1;
+
+/// Where the process stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Starting,
+    Ready,
+    Draining,
+}
+
+/// Whether traffic should come here, and why not. Written by the server, read by `/readyz`.
+#[derive(Debug)]
+pub struct Readiness(Mutex<State>);
+
+#[derive(Clone, Debug, Serialize)]
+struct State {
+    state: Phase,
+    /// Part to what is wrong with it.
+    reasons: BTreeMap<String, String>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            state: Phase::Starting,
+            reasons: BTreeMap::new(),
+        }))
+    }
+}
+
+impl Readiness {
+    pub fn set_phase(&self, phase: Phase) {
+        self.lock().state = phase;
+    }
+
+    /// `part` is not able to serve; a second reason of the same part replaces the first.
+    pub fn block(&self, part: &str, reason: impl Into<String>) {
+        self.lock().reasons.insert(part.to_owned(), reason.into());
+    }
+
+    /// `part` serves again.
+    pub fn unblock(&self, part: &str) {
+        self.lock().reasons.remove(part);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        let state = self.lock();
+        state.state == Phase::Ready && state.reasons.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is one assignment, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the operations port shows.
+#[derive(Clone, Debug)]
+pub struct OpsState {
+    pub metrics: Arc<Metrics>,
+    pub readiness: Arc<Readiness>,
+}
+
+/// Serves the operations port on a bound listener. The returned server runs when it is awaited or spawned, on an actix
+/// system; its handle stops it.
+///
+/// # Errors
+/// The listener cannot be used.
+pub fn serve(listener: TcpListener, state: OpsState) -> io::Result<Server> {
+    let app = move || App::new().app_data(web::Data::new(state.clone())).configure(routes);
+    Ok(HttpServer::new(app)
+        .workers(1)
+        .max_connections(CONNECTIONS_MAX)
+        .client_request_timeout(REQUEST_TIMEOUT)
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .disable_signals()
+        .listen(listener)?
+        .run())
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    config
+        .route("/metrics", web::get().to(metrics))
+        .route("/healthz", web::get().to(healthz))
+        .route("/readyz", web::get().to(readyz));
+}
+
+async fn metrics(state: web::Data<OpsState>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(state.metrics.render())
+}
+
+/// The process answers: it is alive. Whether it should get traffic is `/readyz`.
+async fn healthz() -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/plain; charset=utf-8")
+        .body("ok\n")
+}
+
+async fn readyz(state: web::Data<OpsState>) -> HttpResponse {
+    let now = state.readiness.lock().clone();
+    let is_ready = now.state == Phase::Ready && now.reasons.is_empty();
+    let mut answer = if is_ready {
+        HttpResponse::Ok()
+    } else {
+        HttpResponse::ServiceUnavailable()
+    };
+    answer.json(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn get(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn the_port_tells_metrics_health_and_readiness() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let readiness = Arc::new(Readiness::default());
+        let state = OpsState {
+            metrics: Arc::new(Metrics::new(1, 2, "os", SystemTime::now())),
+            readiness: readiness.clone(),
+        };
+        let (send, receive) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            actix_rt::System::new().block_on(async {
+                let server = serve(listener, state).unwrap();
+                send.send(server.handle()).unwrap();
+                server.await.unwrap();
+            });
+        });
+        let handle = receive.recv().unwrap();
+
+        let metrics = get(address, "/metrics");
+        assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("durability=\"os\"") && metrics.contains("forebay_messages_accepted_total 0"));
+        assert!(get(address, "/healthz").ends_with("ok\n"));
+        assert!(get(address, "/other").starts_with("HTTP/1.1 404"));
+
+        let starting = get(address, "/readyz");
+        assert!(starting.starts_with("HTTP/1.1 503"), "{starting}");
+        assert!(
+            starting.ends_with("{\"state\":\"starting\",\"reasons\":{}}"),
+            "{starting}"
+        );
+        readiness.set_phase(Phase::Ready);
+        assert!(get(address, "/readyz").starts_with("HTTP/1.1 200"));
+        readiness.block("partition 3", "closed after an I/O error");
+        let blocked = get(address, "/readyz");
+        assert!(blocked.starts_with("HTTP/1.1 503"), "{blocked}");
+        assert!(
+            blocked.contains("\"partition 3\":\"closed after an I/O error\""),
+            "{blocked}"
+        );
+        readiness.unblock("partition 3");
+        assert!(readiness.is_ready());
+        readiness.set_phase(Phase::Draining);
+        assert!(get(address, "/readyz").contains("\"draining\""));
+
+        actix_rt::System::new().block_on(handle.stop(true));
+        server.join().unwrap();
+    }
+}

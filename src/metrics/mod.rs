@@ -1,0 +1,17 @@
+//! Facts turned into Prometheus series.
+//!
+//! The data path writes plain atomics in cells of its own shard; a scrape sums them. Nothing here locks, allocates or
+//! formats before somebody scrapes. Cardinality is bounded: label values come from closed enums, from partition
+//! numbers and from consumer groups, never from a device.
+
+pub mod cells;
+pub mod histogram;
+pub mod http;
+pub mod process;
+pub mod registry;
+pub mod series;
+
+pub use cells::{Backpressure, Handshake, PartitionCell, Refused, SessionEnd, SessionKind, ShardCell, Stage};
+pub use histogram::Histogram;
+pub use http::{OpsState, Phase, Readiness, serve};
+pub use registry::{Metrics, Position};

@@ -1,0 +1,4 @@
+//! Puts the parts together.
+
+pub mod demo;
+pub mod tls;
