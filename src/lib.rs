@@ -11,4 +11,6 @@ pub mod server;
 pub mod session;
 pub mod shard;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod wire;

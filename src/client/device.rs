@@ -287,6 +287,12 @@ impl Device {
         self.shared.lock().failure.clone()
     }
 
+    /// Whether messages may stand in the log twice: the buffer was an old copy, or another buffer of the same device was
+    /// in use, so that the hub could not recognise what it had stored.
+    pub fn may_have_duplicates(&self) -> bool {
+        self.shared.lock().uncertain
+    }
+
     /// Waits until the hub has welcomed the device.
     ///
     /// # Errors
@@ -424,8 +430,7 @@ impl Driver {
         let hash = options.device_id.hash64();
         // Without an epoch nothing may be repeated, so nothing is sent early.
         let early = options.early_data && own_epoch != Epoch(0) && !ask_epoch;
-        let (connection, _accepted) = self.endpoint.connect(&options.hub, Some(hash), early).await?;
-        let (mut send, mut recv) = connection.open_bi().await.map_err(ClientError::from)?;
+        let (connection, mut early) = self.endpoint.connect(&options.hub, Some(hash), early).await?;
         let hello = Hello {
             version_min: VERSION,
             version_max: VERSION,
@@ -436,18 +441,27 @@ impl Driver {
             epoch: if ask_epoch { 0 } else { own_epoch.0 },
             agent: AGENT.to_owned(),
         };
-        let lost = |connection: &quinn::Connection| {
-            Ended::from(connection.close_reason().map_or(ClientError::Unreachable("stream lost".into()), Into::into))
-        };
-        send.write_all(&hello.to_frame()).await.map_err(|_| lost(&connection))?;
-        let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
-        let welcome = match next_frame(&mut recv, &mut decoder).await {
-            Ok(Frame { kind: Kind::Welcome, body, .. }) => {
-                Welcome::from_body(&body).map_err(|error| ClientError::Protocol(error.to_string()))?
+        let (mut send, mut recv, mut decoder, welcome) = loop {
+            let (mut send, mut recv) = connection.open_bi().await.map_err(ClientError::from)?;
+            // A failed write shows at the read below, with the reason.
+            let _ = send.write_all(&hello.to_frame()).await;
+            let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
+            match next_frame(&mut recv, &mut decoder).await {
+                Ok(Frame { kind: Kind::Welcome, body, .. }) => {
+                    let welcome =
+                        Welcome::from_body(&body).map_err(|error| ClientError::Protocol(error.to_string()))?;
+                    break (send, recv, decoder, welcome);
+                }
+                Ok(frame) => {
+                    return Err(ClientError::Protocol(format!("{:?} instead of a welcome", frame.kind)).into());
+                }
+                Err(Some(error)) => return Err(error.into()),
+                Err(None) => match early.take() {
+                    // The hub did not take the early data; the connection itself goes on.
+                    Some(accepted) if !accepted.await => {}
+                    Some(_) | None => return Err(closed(&connection).await),
+                },
             }
-            Ok(frame) => return Err(ClientError::Protocol(format!("{:?} instead of a welcome", frame.kind)).into()),
-            Err(None) => return Err(closed(&connection).await),
-            Err(Some(error)) => return Err(error.into()),
         };
         let next = self.resume(&welcome, own_epoch)?;
         backoff.handle_connected(Instant::now());

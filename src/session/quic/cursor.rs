@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use super::door::{Closing, Door};
 use super::service::{failed, next_frame, write};
 use crate::hub::auth::ServiceAuthenticated;
-use crate::hub::policy::Permission;
+use crate::hub::policy::Permissions;
 use crate::hub::{Claim, GroupError};
 use crate::log::{Chunk, DiskStorage, PartitionView, ReadError, SeekError, Start};
 use crate::model::{ConsumerGroup, PartitionId, SequenceNumber, UtcMillis};
@@ -32,7 +32,7 @@ pub(super) async fn run(
     subscribe: Subscribe,
 ) -> Result<(), Failed> {
     // IoT Hub, built-in endpoint: reading needs ServiceConnect.
-    if !identity.permits(Permission::ServiceConnect) {
+    if !identity.permissions.allow(Permissions::SERVICE_CONNECT) {
         return Err(failed(401_002, "reading needs the ServiceConnect permission"));
     }
     let id = PartitionId(subscribe.partition);

@@ -130,7 +130,7 @@ async fn open(
             module_id: hello.module_id.clone(),
             generation: identity.generation.0,
             epoch: 0,
-            auth_method: identity.method.to_json(),
+            auth_method: identity.method.json().to_owned(),
         },
         epoch: Epoch(hello.epoch),
         is_early,

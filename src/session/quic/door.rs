@@ -21,8 +21,9 @@ use super::config::Config;
 use super::observer::{Handshake, Observer};
 use super::readers::Readers;
 use super::{device, service};
-use crate::hub::auth::{Authenticated, Authenticator, Credential};
-use crate::hub::{Groups, Registry};
+use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
+use crate::hub::policy::Permissions;
+use crate::hub::{Groups, IdentityName, Registry};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -55,18 +56,21 @@ impl Closing {
 /// The rooms of the hub that the door leads to.
 #[derive(Clone)]
 pub struct HubParts {
-    pub authenticator: Arc<Authenticator>,
+    pub authenticator: Authenticator,
     pub registry: Registry,
     pub groups: Groups,
+    /// The name that tokens are made for.
+    pub host_name: String,
 }
 
 /// What all sessions of the door share.
 pub struct Door {
     pub(super) config: Config,
     pub(super) router: Arc<Router<DiskStorage>>,
-    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) authenticator: Authenticator,
     pub(super) registry: Registry,
     pub(super) groups: Groups,
+    host_name: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
     pub(super) observer: Arc<dyn Observer>,
@@ -95,6 +99,7 @@ impl Door {
             authenticator: hub.authenticator,
             registry: hub.registry,
             groups: hub.groups,
+            host_name: hub.host_name,
             clock,
             durability,
             observer,
@@ -139,7 +144,11 @@ impl Door {
         }
         let chain = peer_chain(connection);
         let chain: Vec<&[u8]> = chain.iter().map(|certificate| certificate.as_ref()).collect();
-        self.authenticate(device, &hello.module_id, &Credential::Certificate(&chain))
+        let credential = match chain.split_first() {
+            Some((leaf, intermediates)) => Credential::Certificate { leaf, intermediates },
+            None => Credential::Nothing,
+        };
+        self.authenticate(device, &hello.module_id, credential)
     }
 
     pub(super) fn authenticate_token(
@@ -148,14 +157,14 @@ impl Door {
         module_id: &str,
         token: &str,
     ) -> Result<Authenticated, Closing> {
-        self.authenticate(device, module_id, &Credential::Token(token))
+        self.authenticate(device, module_id, Credential::Sas(token))
     }
 
     fn authenticate(
         &self,
         device: &DeviceId,
         module_id: &str,
-        credential: &Credential<'_>,
+        credential: Credential<'_>,
     ) -> Result<Authenticated, Closing> {
         let module = match module_id {
             "" => None,
@@ -164,8 +173,16 @@ impl Door {
                 Closing::new(CloseCode::Unauthorized, format!("module id {error}"))
             })?),
         };
+        let wanted = IdentityName { device: device.clone(), module };
         self.authenticator
-            .authenticate(credential, device, module.as_ref(), self.clock.now())
+            .authenticate(credential, &wanted, &self.host_name, self.clock.now())
+            .map_err(|error| self.refused(&error))
+    }
+
+    /// A policy's token, for whatever the policy permits; each operation is checked when it is asked for.
+    pub(super) fn authenticate_service(&self, token: &str) -> Result<ServiceAuthenticated, Closing> {
+        self.authenticator
+            .authenticate_service(token, Permissions::NONE, &self.host_name, self.clock.now())
             .map_err(|error| self.refused(&error))
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
-use crate::hub::policy::Permission;
+use crate::hub::policy::Permissions;
 use crate::hub::registry::{ChangeKind, Changed};
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IfMatch, RegistryError};
 use crate::model::{ConsumerGroup, DeviceId};
@@ -95,13 +95,13 @@ pub(super) async fn respond(door: &Arc<Door>, identity: &ServiceAuthenticated, r
 
 async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Result<String, Refused> {
     let permission = match request.operation.as_str() {
-        "device.create" | "device.update" | "device.delete" => Permission::RegistryWrite,
-        "device.get" | "device.list" => Permission::RegistryRead,
-        "group.create" | "group.delete" | "group.list" | "hub.get" => Permission::ServiceConnect,
+        "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
+        "device.get" | "device.list" => Permissions::REGISTRY_READ,
+        "group.create" | "group.delete" | "group.list" | "hub.get" => Permissions::SERVICE_CONNECT,
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
     };
-    if !identity.permits(permission) {
-        let reason = format!("{} needs the permission {permission:?}", request.operation);
+    if !identity.permissions.allow(permission) {
+        let reason = format!("{} needs the permission {permission}", request.operation);
         return Err(Refused { code: ErrorCode::UNAUTHORIZED_ACCESS, reason });
     }
     match request.operation.as_str() {

@@ -31,7 +31,7 @@ pub(super) async fn run(
     mut decoder: Decoder,
     hello: Hello,
 ) -> Result<(), Closing> {
-    let mut identity = authenticate(door, &hello.token)?;
+    let mut identity = door.authenticate_service(&hello.token)?;
     connection.set_send_window(u64::from(door.config.consumer_send_window_bytes));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(door.config.service_streams_max));
     let _open = OpenGuard::new(door);
@@ -60,7 +60,7 @@ pub(super) async fn run(
                 Ok(Some(Frame { kind: Kind::Renew, body, .. })) => {
                     let renew = Renew::from_body(&body)
                         .map_err(|error| Closing::new(CloseCode::MalformedFrame, error.to_string()))?;
-                    identity = authenticate(door, &renew.token)?;
+                    identity = door.authenticate_service(&renew.token)?;
                     write(&mut send, &Renewed { expires_ms: identity.expires.map_or(0, |at| at.0) }).await?;
                 }
                 Ok(Some(Frame { kind: Kind::Goodbye, .. }) | None) => return Ok(()),
@@ -87,10 +87,6 @@ pub(super) async fn run(
             }
         }
     }
-}
-
-fn authenticate(door: &Door, token: &str) -> Result<ServiceAuthenticated, Closing> {
-    door.authenticator.authenticate_service(token, door.clock.now()).map_err(|error| door.refused(&error))
 }
 
 async fn stopped(door: &Door) {
