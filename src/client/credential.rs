@@ -59,6 +59,12 @@ pub struct PolicyKey {
     pub key: String,
 }
 
+impl std::fmt::Debug for PolicyKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PolicyKey({})", self.policy)
+    }
+}
+
 impl PolicyKey {
     pub(super) fn token(&self, host_name: &str, now_seconds: u64) -> Result<String, ClientError> {
         Ok(sas::generate(host_name, &decode(&self.key)?, now_seconds + TOKEN_SECONDS, Some(&self.policy)))

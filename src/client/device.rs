@@ -458,8 +458,12 @@ impl Driver {
                 Err(Some(error)) => return Err(error.into()),
                 Err(None) => match early.take() {
                     // The hub did not take the early data; the connection itself goes on.
-                    Some(accepted) if !accepted.await => {}
-                    Some(_) | None => return Err(closed(&connection).await),
+                    Some(accepted) => {
+                        if accepted.await {
+                            return Err(closed(&connection).await);
+                        }
+                    }
+                    None => return Err(closed(&connection).await),
                 },
             }
         };
@@ -550,7 +554,7 @@ impl Driver {
                 if let Some(at) = inner.buffer.poll_timeout(Instant::now())
                     && at <= Instant::now()
                 {
-                    inner.buffer.handle_timeout(Instant::now());
+                    inner.buffer.handle_timeout(Instant::now())?;
                 }
             }
             if frame.is_empty() {
@@ -603,7 +607,7 @@ pub(super) async fn next_frame(
             Ok(None) => {}
             Err(error) => return Err(Some(ClientError::Protocol(error.to_string()))),
         }
-        match recv.read_chunk(1 << 20).await {
+        match recv.read_chunk(1 << 20, true).await {
             Ok(Some(chunk)) => decoder.feed(&chunk.bytes),
             Ok(None) | Err(_) => return Err(None),
         }

@@ -46,7 +46,7 @@ impl Default for TransportOptions {
 }
 
 /// Cloning shares the socket.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClientEndpoint {
     endpoint: quinn::Endpoint,
     crypto: Arc<QuicClientConfig>,
@@ -58,7 +58,7 @@ impl ClientEndpoint {
     ///
     /// # Errors
     /// `ClientError::Io` when no socket can be had, `ClientError::Tls` when `tls` lacks what QUIC needs.
-    pub fn new(tls: rustls::ClientConfig, options: &TransportOptions) -> Result<Self, ClientError> {
+    pub fn new(tls: Arc<rustls::ClientConfig>, options: &TransportOptions) -> Result<Self, ClientError> {
         let socket = bind().map_err(ClientError::Io)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)

@@ -372,7 +372,7 @@ fn events_of<'a>(record: &Record<'a>) -> Vec<Result<Event<'a>, ClientError>> {
         Ok(payload) => payload,
         Err(error) => return protocol(&error),
     };
-    let mut sequence = record.header.first_sequence;
+    let mut sequence = record.header.first;
     payload
         .messages()
         .map(|message| {

@@ -43,7 +43,7 @@ pub struct Drained {
 
 /// Runs one shard on its arbiter.
 pub struct ShardActor<S: Storage, O: Observer> {
-    shard: Shard<S, O>,
+    shard: Box<Shard<S, O>>,
     inbox: Arc<Inbox>,
     clock: Arc<dyn Clock>,
     /// Rings the syncer after writes; `None` when nothing is synced.
@@ -68,7 +68,7 @@ impl<S: Storage, O: Observer + Unpin + 'static> ShardActor<S, O> {
         bell: Option<Arc<Bell>>,
         persisted: PersistedFilter,
     ) -> Self {
-        Self { shard, inbox, clock, bell, persisted }
+        Self { shard: Box::new(shard), inbox, clock, bell, persisted }
     }
 
     fn now(&self) -> Now {

@@ -30,7 +30,10 @@ pub fn replay<S: Storage>(
     covered: SequenceNumber,
 ) -> Result<DuplicateFilter, ReplayError> {
     let mut filter = DuplicateFilter::default();
-    let start = covered.max(view.first_retained());
+    // A log that ends before what the store covers lost its tail to a power cut at a level below `sync`: the numbers in
+    // between will be given out again, so the store's mark says nothing and all that is retained is read.
+    let is_mark_valid = covered <= view.durable();
+    let start = if is_mark_valid { covered.max(view.first_retained()) } else { view.first_retained() };
     if start >= view.durable() {
         return Ok(filter);
     }
@@ -38,7 +41,7 @@ pub fn replay<S: Storage>(
     while let Some(chunk) = cursor.read(READ_BYTES)? {
         for record in crate::log::records(&chunk.bytes) {
             let record = record.map_err(|_| ReplayError::Stamp(chunk.first_wanted))?;
-            let first = record.header.first_sequence;
+            let first = record.header.first;
             let stamp = Stamp::read(record.stamp).map_err(|_| ReplayError::Stamp(first))?;
             let Ok(device) = DeviceId::new(&stamp.origin.device_id) else {
                 return Err(ReplayError::Stamp(first));

@@ -11,7 +11,6 @@ use crate::log::{PartitionView, Storage};
 use crate::model::{DeviceId, PartitionId, SequenceNumber};
 
 /// A partition as everybody but its owner sees it.
-#[derive(Debug)]
 pub struct Partition<S: Storage> {
     pub view: Arc<PartitionView<S>>,
     /// The duplicate filter is stored up to here; the log keeps everything from here on.
@@ -53,7 +52,6 @@ impl<S: Storage> Partition<S> {
 }
 
 /// The map of the hub; one per process, shared by all doors.
-#[derive(Debug)]
 pub struct Router<S: Storage> {
     inboxes: Vec<Arc<Inbox>>,
     partitions: Vec<Arc<Partition<S>>>,

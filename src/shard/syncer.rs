@@ -109,7 +109,7 @@ fn round<S: Storage>(router: &Router<S>, observer: &impl SyncObserver) {
     let started = Instant::now();
     let mut partitions = 0;
     for partition in router.partitions() {
-        if partition.view.is_dirty() {
+        if partition.view.is_unsynced() && !partition.view.is_poisoned() {
             partitions += 1;
             if let Err(error) = partition.view.sync() {
                 tracing::error!(partition = %partition.view.partition(), %error, "sync failed; the partition is closed until the hub restarts");

@@ -227,7 +227,12 @@ fn seek_failed(error: &SeekError, view: &PartitionView<DiskStorage>) -> Failed {
 }
 
 fn read_failed(error: &ReadError) -> Failed {
-    Failed { code: 500_001, reason: error.to_string(), next: error.resume_at().map_or(0, |next| next.0) }
+    let (code, next) = match error {
+        ReadError::Retained { first } => (404_000, first.0),
+        ReadError::Damaged(damage) => (500_001, damage.next.0),
+        ReadError::Io(_) => (500_001, 0),
+    };
+    Failed { code, reason: error.to_string(), next }
 }
 
 fn group_failed(error: &GroupError) -> Failed {

@@ -385,7 +385,7 @@ async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
             }
         }
         // Small reads: until the hello is known, a connection may hold little.
-        match recv.read_chunk(CONTROL_BYTES_MAX as usize).await {
+        match recv.read_chunk(CONTROL_BYTES_MAX as usize, true).await {
             Ok(Some(bytes)) => feed(&mut decoder, &bytes),
             Ok(None) => return Err(Closing::new(CloseCode::MalformedFrame, "the stream ended before a hello")),
             Err(_) => return Err(Closing::gone()),

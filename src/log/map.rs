@@ -1,0 +1,147 @@
+//! Segment files in memory. The only file of the crate with `unsafe` code; everything it offers is safe.
+//!
+//! Invariants:
+//!
+//! 1. `raw` maps `raw.len()` readable and writable bytes until the `DiskMap` is dropped; a `Bytes` slice owns an `Arc` of
+//!    the `DiskMap`, so it never outlives the mapping.
+//! 2. Bytes below `committed` are not written through the mapping. Slices lie below it.
+//! 3. Bytes at or above `committed` are written by the one `DiskWriter` only (`has_writer` hands it out once), and read by
+//!    nobody before `commit` publishes them with `Release`, which `slice` pairs with `Acquire`.
+//! 4. `committed` goes back only in `set_committed`, whose `&mut self` shows that there is neither slice nor writer.
+//! 5. The file keeps its length and its blocks while mapped (nothing truncates a segment; every block is allocated and
+//!    written before it is mapped for writing), so that an access cannot fault. The directory lock keeps other processes away.
+//! 6. `write_aside` changes mapped bytes from outside the mapping. It is confined to the first 4 KiB, of which there are
+//!    no slices.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use memmap2::{Advice, MmapRaw};
+
+use super::header::HEADER_BLOCK_BYTES;
+use super::storage::{Map, Writer};
+
+/// `write_aside` stays below this position, slices above it.
+const ASIDE_BYTES: usize = HEADER_BLOCK_BYTES;
+
+/// A mapped segment file of a real disk.
+pub struct DiskMap {
+    raw: MmapRaw,
+    committed: AtomicUsize,
+    has_writer: AtomicBool,
+    file: File,
+}
+
+impl DiskMap {
+    /// Maps a file opened for reading and writing, whose blocks are all allocated.
+    pub(super) fn new(file: File, committed: usize) -> io::Result<Self> {
+        let raw = MmapRaw::map_raw(&file)?;
+        assert!(committed <= raw.len());
+        Ok(Self {
+            raw,
+            committed: AtomicUsize::new(committed),
+            has_writer: AtomicBool::new(false),
+            file,
+        })
+    }
+
+    /// Fills the page table, so that the appender does not pay for it. A hint: old kernels refuse it.
+    pub(super) fn populate(&self) {
+        let _ = self.raw.advise(Advice::PopulateRead);
+    }
+}
+
+struct Slice {
+    map: Arc<DiskMap>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `slice` checked that the range lies below `committed`, so it is inside the mapping and frozen (1, 2, 5);
+        // `committed` cannot go back while `self` holds the map (4).
+        unsafe { std::slice::from_raw_parts(self.map.raw.as_ptr().add(self.range.start), self.range.len()) }
+    }
+}
+
+impl Map for DiskMap {
+    type Writer = DiskWriter;
+
+    fn bytes(&self) -> usize {
+        self.raw.len()
+    }
+
+    fn committed(&self) -> usize {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    fn slice(self: &Arc<Self>, range: Range<usize>) -> Bytes {
+        assert!(ASIDE_BYTES <= range.start && range.start <= range.end && range.end <= self.committed());
+        Bytes::from_owner(Slice {
+            map: Arc::clone(self),
+            range,
+        })
+    }
+
+    fn writer(self: &Arc<Self>) -> Option<DiskWriter> {
+        // `Acquire` pairs with the `Release` in `drop`: a writer on another thread sees what the last one wrote.
+        let taken = self
+            .has_writer
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        taken.ok().map(|_| DiskWriter { map: Arc::clone(self) })
+    }
+
+    fn set_committed(&mut self, bytes: usize) {
+        assert!(bytes <= self.raw.len());
+        *self.committed.get_mut() = bytes;
+    }
+
+    fn write_aside(&self, position: usize, bytes: &[u8]) -> io::Result<()> {
+        assert!(position + bytes.len() <= ASIDE_BYTES.min(self.raw.len()));
+        self.file.write_all_at(bytes, position as u64)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn will_need(&self, range: Range<usize>) {
+        let end = range.end.min(self.raw.len());
+        if range.start < end {
+            let _ = self.raw.advise_range(Advice::WillNeed, range.start, end - range.start);
+        }
+    }
+}
+
+pub struct DiskWriter {
+    map: Arc<DiskMap>,
+}
+
+impl Writer for DiskWriter {
+    fn write(&mut self, position: usize, bytes: &[u8]) {
+        let map = &self.map;
+        assert!(position >= map.committed.load(Ordering::Relaxed));
+        assert!(position <= map.raw.len() && bytes.len() <= map.raw.len() - position);
+        // SAFETY: the range lies inside the mapping (1, 5) and above `committed`, where only this writer writes and nobody
+        // reads (3); `&mut self` excludes a second call. `bytes` cannot overlap it: a slice of the map lies below
+        // `committed` (2).
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.raw.as_mut_ptr().add(position), bytes.len()) }
+    }
+
+    fn commit(&mut self, position: usize) {
+        assert!(position >= self.map.committed.load(Ordering::Relaxed) && position <= self.map.raw.len());
+        self.map.committed.store(position, Ordering::Release);
+    }
+}
+
+impl Drop for DiskWriter {
+    fn drop(&mut self) {
+        self.map.has_writer.store(false, Ordering::Release);
+    }
+}

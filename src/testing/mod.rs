@@ -1,0 +1,5 @@
+//! Simulated parts for tests: everything that happens by chance comes from a seed.
+
+mod disk;
+
+pub use disk::{Disk, DiskMap, DiskWriter};
