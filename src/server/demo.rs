@@ -371,7 +371,7 @@ pub fn parse_diskstats(text: &str) -> DiskCounters {
             };
             !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
         };
-        !stands_on_others && !names.iter().any(|disk| is_part(disk))
+        !stands_on_others && !names.iter().any(is_part)
     };
     let mut sum = DiskCounters::default();
     for fields in lines.iter().filter(|fields| fields.len() >= 10 && is_whole(fields[2])) {
