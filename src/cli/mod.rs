@@ -1,1 +1,133 @@
+//! What a person types: the subcommands, their flags and their help.
+//!
+//! One file a subcommand. Parsing only, but for `config`, which needs nothing of a running hub.
 
+pub mod config;
+pub mod dev;
+pub mod device;
+pub mod endpoints;
+pub mod log;
+pub mod send;
+pub mod serve;
+pub mod status;
+pub mod tail;
+
+use clap::{Parser, Subcommand};
+
+pub use config::ConfigArgs;
+pub use dev::DevArgs;
+pub use device::DeviceArgs;
+pub use endpoints::{Endpoints, HubArgs};
+pub use log::LogArgs;
+pub use send::SendArgs;
+pub use serve::ServeArgs;
+pub use tail::TailArgs;
+
+/// A self-hosted IoT hub: telemetry in, stored before it is acknowledged, and commands out.
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a hub on this machine, with certificates, keys and a demo fleet made for you
+    Dev(DevArgs),
+    /// Start a hub from a configuration file, for production
+    Serve(ServeArgs),
+    /// Check a configuration file, or print one with every key explained
+    Config(ConfigArgs),
+    /// Create, list, show, enable, disable and delete devices
+    Device(DeviceArgs),
+    /// Send messages as a device: one from the command line, or one for each line of standard input
+    Send(SendArgs),
+    /// Follow the messages of a hub
+    Tail(TailArgs),
+    /// Look into the log files of a stopped hub
+    Log(LogArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn definitions_are_consistent_and_explained() {
+        fn explained(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                assert!(sub.get_about().is_some(), "{}", sub.get_name());
+                explained(sub);
+            }
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+        Cli::command().debug_assert();
+        explained(&Cli::command());
+    }
+
+    #[test]
+    fn every_command_of_the_manual_parses() {
+        for line in [
+            "forebay dev",
+            "forebay dev --fleet 0 --data d --host hub.local --host 10.0.0.1 --any-ports",
+            "forebay dev --quic-port 1 --ops-port 2 --durability os --set quic.idle_timeout=30s",
+            "forebay serve --config f.toml --set process.shards=2 --set ops.log=debug",
+            "forebay config check f.toml",
+            "forebay config default",
+            "forebay device create dev-1",
+            "forebay device create dev-1 --key AAECAwQFBgcICQoLDA0ODw== --disabled",
+            "forebay device create dev-1 --thumbprint 00112233445566778899aabbccddeeff00112233",
+            "forebay device list --json --hub d",
+            "forebay device show dev-1",
+            "forebay device disable dev-1 --reason lost",
+            "forebay device enable dev-1",
+            "forebay device delete dev-1",
+            "forebay send dev-1 hello --property a=b --property c=d=e --content-type text/plain",
+            "forebay send --connection-string x --ca ca.pem --port 1 --lines",
+            "forebay tail",
+            "forebay tail --partition 1 --from sequence:5 --json --count 3",
+            "forebay log verify d",
+            "forebay log dump d --partition 1 --from 5 --count 2 --json",
+            "forebay log stat d --json",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "forebay",
+            "forebay serve",
+            "forebay dev --any-ports --quic-port 1",
+            "forebay device create dev/1",
+            "forebay device create dev-1 --key AA== --thumbprint 00112233445566778899aabbccddeeff00112233",
+            "forebay device create dev-1 --thumbprint 0011",
+            "forebay send dev-1",
+            "forebay send dev-1 hello --lines",
+            "forebay send hello",
+            "forebay send dev-1 hello --property a",
+            "forebay tail --from yesterday-ish",
+            "forebay tail --hub d --connection-string x",
+            "forebay tail --connection-string x",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -378,3 +378,7 @@ impl ClientCertVerifier for AnyClientCertificate {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;
