@@ -43,7 +43,12 @@ impl Credential {
         match self {
             Self::Key(key) => {
                 let resource = format!("{host_name}/devices/{}", device.as_str());
-                Ok(sas::generate(&resource, &decode(key)?, now_seconds + TOKEN_SECONDS, None))
+                Ok(sas::generate(
+                    &resource,
+                    &decode(key)?,
+                    now_seconds + TOKEN_SECONDS,
+                    None,
+                ))
             }
             Self::Token(token) => Ok(token.clone()),
             Self::Certificate => Ok(String::new()),
@@ -67,10 +72,17 @@ impl std::fmt::Debug for PolicyKey {
 
 impl PolicyKey {
     pub(super) fn token(&self, host_name: &str, now_seconds: u64) -> Result<String, ClientError> {
-        Ok(sas::generate(host_name, &decode(&self.key)?, now_seconds + TOKEN_SECONDS, Some(&self.policy)))
+        Ok(sas::generate(
+            host_name,
+            &decode(&self.key)?,
+            now_seconds + TOKEN_SECONDS,
+            Some(&self.policy),
+        ))
     }
 }
 
 fn decode(key: &str) -> Result<Vec<u8>, ClientError> {
-    STANDARD.decode(key).map_err(|_| ClientError::Credential("the key is not base64".into()))
+    STANDARD
+        .decode(key)
+        .map_err(|_| ClientError::Credential("the key is not base64".into()))
 }

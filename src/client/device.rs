@@ -159,9 +159,17 @@ impl Device {
             moved: Notify::new(),
         });
         let stop = Arc::new(Notify::new());
-        let driver = Driver { endpoint, options, shared: shared.clone(), stop: stop.clone() };
+        let driver = Driver {
+            endpoint,
+            options,
+            shared: shared.clone(),
+            stop: stop.clone(),
+        };
         let task = tokio::spawn(driver.run());
-        Ok(Self { shared, _task: Arc::new(Task(task, stop)) })
+        Ok(Self {
+            shared,
+            _task: Arc::new(Task(task, stop)),
+        })
     }
 
     /// Puts a message into the buffer; waits while the buffer is full and refuses.
@@ -215,7 +223,10 @@ impl Device {
     fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Receipt, ClientError> {
         let mut inner = self.shared.lock();
         if let Some((code, reason)) = &inner.failure {
-            return Err(ClientError::Closed { code: *code, reason: reason.clone() });
+            return Err(ClientError::Closed {
+                code: *code,
+                reason: reason.clone(),
+            });
         }
         let mut encoded = std::mem::take(&mut inner.encoded);
         encoded.clear();
@@ -244,7 +255,10 @@ impl Device {
                 return Ok(());
             }
             if let Some((code, reason)) = &inner.failure {
-                return Err(ClientError::Closed { code: *code, reason: reason.clone() });
+                return Err(ClientError::Closed {
+                    code: *code,
+                    reason: reason.clone(),
+                });
             }
             let (sender, answer) = oneshot::channel();
             inner.waiters.entry(receipt.0).or_default().push(sender);
@@ -305,7 +319,10 @@ impl Device {
             {
                 let inner = self.shared.lock();
                 if let Some((code, reason)) = &inner.failure {
-                    return Err(ClientError::Closed { code: *code, reason: reason.clone() });
+                    return Err(ClientError::Closed {
+                        code: *code,
+                        reason: reason.clone(),
+                    });
                 }
                 if inner.link == Link::Connected {
                     return Ok(());
@@ -332,8 +349,16 @@ impl Device {
 
 impl Inner {
     fn drop_range(&mut self, range: RangeInclusive<u64>) {
-        let gone: Vec<u64> = self.waiters.range(range.clone()).map(|(sequence, _)| *sequence).collect();
-        for waiter in gone.iter().filter_map(|sequence| self.waiters.remove(sequence)).flatten() {
+        let gone: Vec<u64> = self
+            .waiters
+            .range(range.clone())
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        for waiter in gone
+            .iter()
+            .filter_map(|sequence| self.waiters.remove(sequence))
+            .flatten()
+        {
             drop(waiter.send(Err(ClientError::Dropped)));
         }
         match self.dropped.last_mut() {
@@ -369,7 +394,10 @@ struct Ended {
 
 impl From<ClientError> for Ended {
     fn from(error: ClientError) -> Self {
-        Self { error, retry_after: None }
+        Self {
+            error,
+            retry_after: None,
+        }
     }
 }
 
@@ -390,9 +418,17 @@ impl Driver {
                 ended = self.connection(&mut backoff, epoch_refused) => ended,
                 () = self.stop.notified() => break,
             };
-            let Err(Ended { error, retry_after }) = ended else { break };
+            let Err(Ended { error, retry_after }) = ended else {
+                break;
+            };
             // The hub has seen a newer epoch: ask for the next one instead of naming ours.
-            epoch_refused = matches!(&error, ClientError::Closed { code: CloseCode::StaleEpoch, .. }) && !epoch_refused;
+            epoch_refused = matches!(
+                &error,
+                ClientError::Closed {
+                    code: CloseCode::StaleEpoch,
+                    ..
+                }
+            ) && !epoch_refused;
             if !error.is_transient() && !epoch_refused {
                 tracing::warn!(device = %self.options.device_id, %error, "the device gives up");
                 self.fail(error);
@@ -418,7 +454,10 @@ impl Driver {
         };
         let mut inner = self.shared.lock();
         for waiter in std::mem::take(&mut inner.waiters).into_values().flatten() {
-            drop(waiter.send(Err(ClientError::Closed { code, reason: reason.clone() })));
+            drop(waiter.send(Err(ClientError::Closed {
+                code,
+                reason: reason.clone(),
+            })));
         }
         inner.failure = Some((code, reason));
     }
@@ -437,7 +476,9 @@ impl Driver {
             role: Role::Device,
             device_id: options.device_id.as_str().to_owned(),
             module_id: options.module_id.clone(),
-            token: options.credential.device_token(&options.hub.host_name, &options.device_id, super::now_seconds())?,
+            token: options
+                .credential
+                .device_token(&options.hub.host_name, &options.device_id, super::now_seconds())?,
             epoch: if ask_epoch { 0 } else { own_epoch.0 },
             agent: AGENT.to_owned(),
         };
@@ -447,7 +488,11 @@ impl Driver {
             let _ = send.write_all(&hello.to_frame()).await;
             let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
             match next_frame(&mut recv, &mut decoder).await {
-                Ok(Frame { kind: Kind::Welcome, body, .. }) => {
+                Ok(Frame {
+                    kind: Kind::Welcome,
+                    body,
+                    ..
+                }) => {
                     let welcome =
                         Welcome::from_body(&body).map_err(|error| ClientError::Protocol(error.to_string()))?;
                     break (send, recv, decoder, welcome);
@@ -487,7 +532,10 @@ impl Driver {
             }
         };
         match ended {
-            Ok(retry_after) => Err(Ended { retry_after, ..closed(&connection).await }),
+            Ok(retry_after) => Err(Ended {
+                retry_after,
+                ..closed(&connection).await
+            }),
             Err(error) => {
                 connection.close(VarInt::from_u32(CloseCode::MalformedFrame as u32), b"");
                 Err(error.into())
@@ -504,11 +552,16 @@ impl Driver {
             inner.uncertain |= uncertain;
             return Ok(1);
         }
-        let resumed = inner.buffer.resume(Stored { epoch: own_epoch, sequence: welcome.last_sequence })?;
+        let resumed = inner.buffer.resume(Stored {
+            epoch: own_epoch,
+            sequence: welcome.last_sequence,
+        })?;
         if resumed.epoch != own_epoch {
             // This buffer is an old copy: its numbers are used up. The next connection names the new epoch.
             inner.uncertain |= resumed.is_uncertain;
-            return Err(ClientError::Unreachable("the buffer is older than what the hub has stored".into()));
+            return Err(ClientError::Unreachable(
+                "the buffer is older than what the hub has stored".into(),
+            ));
         }
         inner.acknowledge(welcome.last_sequence);
         drop(inner);
@@ -597,10 +650,7 @@ impl Driver {
 }
 
 /// The next frame; `Err(None)` when the stream has ended or the connection is gone.
-pub(super) async fn next_frame(
-    recv: &mut RecvStream,
-    decoder: &mut Decoder,
-) -> Result<Frame, Option<ClientError>> {
+pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> Result<Frame, Option<ClientError>> {
     loop {
         match decoder.poll_frame() {
             Ok(Some(frame)) => return Ok(frame),

@@ -61,10 +61,14 @@ impl ClientEndpoint {
     pub fn new(tls: Arc<rustls::ClientConfig>, options: &TransportOptions) -> Result<Self, ClientError> {
         let socket = bind().map_err(ClientError::Io)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)
-            .map_err(ClientError::Io)?;
+        let endpoint =
+            quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).map_err(ClientError::Io)?;
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| ClientError::Tls(error.to_string()))?;
-        Ok(Self { endpoint, crypto: Arc::new(crypto), transport: Arc::new(transport(options)) })
+        Ok(Self {
+            endpoint,
+            crypto: Arc::new(crypto),
+            transport: Arc::new(transport(options)),
+        })
     }
 
     /// Moves all connections to a new UDP port; their sessions stay.
@@ -72,7 +76,9 @@ impl ClientEndpoint {
     /// # Errors
     /// No socket can be had; the old one stays in use.
     pub fn rebind(&self) -> Result<(), ClientError> {
-        self.endpoint.rebind(bind().map_err(ClientError::Io)?).map_err(ClientError::Io)
+        self.endpoint
+            .rebind(bind().map_err(ClientError::Io)?)
+            .map_err(ClientError::Io)
     }
 
     /// The port in use now.

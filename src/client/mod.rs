@@ -108,7 +108,10 @@ impl From<ConnectionError> for ClientError {
     fn from(error: ConnectionError) -> Self {
         match &error {
             ConnectionError::ApplicationClosed(close) => match CloseCode::from_number(close.error_code.into_inner()) {
-                Some(code) => Self::Closed { code, reason: String::from_utf8_lossy(&close.reason).into_owned() },
+                Some(code) => Self::Closed {
+                    code,
+                    reason: String::from_utf8_lossy(&close.reason).into_owned(),
+                },
                 None => Self::Protocol(format!("the unknown close code {}", close.error_code)),
             },
             ConnectionError::TransportError(_) => Self::Tls(error.to_string()),
@@ -125,9 +128,13 @@ impl From<ConnectionError> for ClientError {
 /// Unpredictable bytes from the operating system's generator.
 fn random(bytes: &mut [u8]) {
     use ring::rand::SecureRandom;
-    ring::rand::SystemRandom::new().fill(bytes).expect("the operating system gives random bytes");
+    ring::rand::SystemRandom::new()
+        .fill(bytes)
+        .expect("the operating system gives random bytes");
 }
 
 fn now_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

@@ -63,7 +63,11 @@ impl Service {
             Err(None) => return Err(connection.closed().await.into()),
         };
         let welcome: Welcome = expect(&frame)?;
-        Ok(Self { connection, partition_count: welcome.partition_count, _session: (send, recv) })
+        Ok(Self {
+            connection,
+            partition_count: welcome.partition_count,
+            _session: (send, recv),
+        })
     }
 
     pub fn partition_count(&self) -> u16 {
@@ -75,11 +79,18 @@ impl Service {
     /// # Errors
     /// `ClientError::Refused` with the contract's code.
     pub async fn request(&self, operation: &str, json: &serde_json::Value) -> Result<serde_json::Value, ClientError> {
-        let request = Request { operation: operation.to_owned(), json: json.to_string() };
+        let request = Request {
+            operation: operation.to_owned(),
+            json: json.to_string(),
+        };
         let mut stream = self.stream(&request).await?;
         let response: Response = expect(&stream.next().await?)?;
         if response.status != 200 {
-            return Err(ClientError::Refused { code: response.code, reason: response.json, next: 0 });
+            return Err(ClientError::Refused {
+                code: response.code,
+                reason: response.json,
+                next: 0,
+            });
         }
         serde_json::from_str(&response.json).map_err(|error| ClientError::Protocol(error.to_string()))
     }
@@ -104,7 +115,12 @@ impl Service {
     async fn stream(&self, first: &impl Control) -> Result<Stream, ClientError> {
         let (mut send, recv) = self.connection.open_bi().await?;
         let _ = send.write_all(&first.to_frame()).await;
-        Ok(Stream { connection: self.connection.clone(), send, recv, decoder: Decoder::new(FRAME_BYTES_MAX) })
+        Ok(Stream {
+            connection: self.connection.clone(),
+            send,
+            recv,
+            decoder: Decoder::new(FRAME_BYTES_MAX),
+        })
     }
 
     /// Completes when the connection has ended.
@@ -143,7 +159,11 @@ fn expect<C: Control>(frame: &Frame) -> Result<C, ClientError> {
         return Err(ClientError::Refused { code, reason, next });
     }
     if frame.kind != C::KIND {
-        return Err(ClientError::Protocol(format!("{:?} where {:?} was due", frame.kind, C::KIND)));
+        return Err(ClientError::Protocol(format!(
+            "{:?} where {:?} was due",
+            frame.kind,
+            C::KIND
+        )));
     }
     C::from_body(&frame.body).map_err(protocol)
 }
@@ -254,7 +274,10 @@ impl Cursor {
             let frame = self.stream.next().await?;
             match frame.kind {
                 Kind::Deliver => {
-                    let chunk = Chunk { bytes: frame.body, from: self.next };
+                    let chunk = Chunk {
+                        bytes: frame.body,
+                        from: self.next,
+                    };
                     self.next = chunk.end()?;
                     self.give_credit(chunk.bytes.len() as u64).await;
                     return Ok(Some(chunk));
@@ -273,7 +296,11 @@ impl Cursor {
     /// The connection is gone.
     pub async fn checkpoint(&mut self, next: SequenceNumber) -> Result<(), ClientError> {
         let frame = Checkpoint { next: next.0 }.to_frame();
-        self.stream.send.write_all(&frame).await.map_err(|error| ClientError::Unreachable(error.to_string()))
+        self.stream
+            .send
+            .write_all(&frame)
+            .await
+            .map_err(|error| ClientError::Unreachable(error.to_string()))
     }
 
     /// As `checkpoint`, and waits until the hub has it on disk. Messages that arrive meanwhile are kept out of order of
@@ -288,7 +315,10 @@ impl Cursor {
             let frame = self.stream.next().await?;
             match frame.kind {
                 Kind::Deliver => {
-                    let chunk = Chunk { bytes: frame.body, from: self.next };
+                    let chunk = Chunk {
+                        bytes: frame.body,
+                        from: self.next,
+                    };
                     self.next = chunk.end()?;
                     arrived.push(chunk);
                 }
@@ -304,7 +334,9 @@ impl Cursor {
     async fn give_credit(&mut self, bytes: u64) {
         self.consumed_bytes += bytes;
         if self.consumed_bytes * 2 >= self.credit_bytes {
-            let credit = Credit { bytes: std::mem::take(&mut self.consumed_bytes) };
+            let credit = Credit {
+                bytes: std::mem::take(&mut self.consumed_bytes),
+            };
             // A lost connection shows at the next read, with its reason.
             let _ = self.stream.send.write_all(&credit.to_frame()).await;
         }
@@ -345,7 +377,10 @@ impl Chunk {
     fn end(&self) -> Result<SequenceNumber, ClientError> {
         let mut end = self.from;
         for record in records(&self.bytes) {
-            end = record.map_err(|error| ClientError::Protocol(error.to_string()))?.header.next();
+            end = record
+                .map_err(|error| ClientError::Protocol(error.to_string()))?
+                .header
+                .next();
         }
         Ok(end)
     }

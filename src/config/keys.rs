@@ -221,9 +221,12 @@ table! {
         connection_window_bytes: Bytes = kib(512), Range::Between(kib(16), mib(64)),
             "Bytes a device may have under way on all streams of its connection.",
             "Memory for each busy session.";
-        send_window_bytes: Bytes = kib(256), Range::Between(kib(16), mib(64)),
-            "Bytes under way to one client; a consumer far away reads no faster than this in a round trip.",
-            "Memory for each reading session.";
+        send_window_bytes: Bytes = kib(64), Range::Between(kib(16), mib(64)),
+            "Bytes under way to one device.",
+            "Memory for each session that does not read its acknowledgements.";
+        consumer_window_bytes: Bytes = mib(4), Range::Between(kib(64), mib(256)),
+            "Bytes under way to one service connection, all its cursors together.",
+            "What a stalled consumer costs at most.";
         batch_bytes_max: Bytes = mib(1), Range::Between(kib(64), mib(16)),
             "Largest batch a device may send as one frame.",
             "Memory for each session that sends such batches.";

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::histogram::Histogram;
+use crate::wire::close::CloseCode;
 
 /// A label's closed set of values.
 macro_rules! label {
@@ -43,23 +44,6 @@ label! {
 }
 
 label! {
-    /// Why a message was refused.
-    Refused {
-        TooLarge = "too_large",
-        Malformed = "malformed",
-        Unauthorized = "unauthorized",
-        /// Of an epoch older than the device's newest.
-        StaleEpoch = "stale_epoch",
-        /// A gap in the device's sequence.
-        OutOfOrder = "out_of_order",
-        Overloaded = "overloaded",
-        DiskFull = "disk_full",
-        Poisoned = "poisoned",
-        Draining = "draining",
-    }
-}
-
-label! {
     /// How a handshake ended.
     Handshake {
         Full = "full",
@@ -76,23 +60,6 @@ label! {
 }
 
 label! {
-    /// Why a session ended.
-    SessionEnd {
-        Client = "client",
-        Idle = "idle",
-        /// A newer session of the same device.
-        Takeover = "takeover",
-        TokenExpired = "token_expired",
-        Disabled = "disabled",
-        Protocol = "protocol",
-        Overloaded = "overloaded",
-        Draining = "draining",
-        Transport = "transport",
-        Internal = "internal",
-    }
-}
-
-label! {
     SessionKind {
         Device = "device",
         Service = "service",
@@ -102,9 +69,8 @@ label! {
 label! {
     /// What sessions waited for.
     Backpressure {
-        Session = "session_inflight",
+        /// The shard's budget of bytes on their way into the log.
         Shard = "shard_inflight",
-        Queue = "queue",
         DiskFull = "disk_full",
     }
 }
@@ -138,12 +104,12 @@ pub struct ShardCell {
     pub(super) duplicates: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) delivered_bytes: AtomicU64,
-    pub(super) queue: AtomicI64,
-    pub(super) inflight_bytes: AtomicI64,
-    pub(super) refused: Each<AtomicU64, { Refused::ALL.len() }>,
+    pub(super) queue: AtomicU64,
+    pub(super) inflight_bytes: AtomicU64,
+    pub(super) refused: Each<AtomicU64, { CloseCode::ALL.len() }>,
     pub(super) handshakes: Each<AtomicU64, { Handshake::ALL.len() }>,
     pub(super) sessions: Each<AtomicI64, { SessionKind::ALL.len() }>,
-    pub(super) sessions_ended: Each<AtomicU64, { SessionEnd::ALL.len() }>,
+    pub(super) closed: Each<AtomicU64, { CloseCode::ALL.len() }>,
     pub(super) backpressure_nanos: Each<AtomicU64, { Backpressure::ALL.len() }>,
     pub(super) latency: Each<Histogram, { Stage::ALL.len() }>,
 }
@@ -172,8 +138,13 @@ impl ShardCell {
         self.delivered_bytes.fetch_add(bytes, Relaxed);
     }
 
-    pub fn refused(&self, reason: Refused, messages: u64) {
-        self.refused.at(reason as usize).fetch_add(messages, Relaxed);
+    pub fn refused(&self, reason: CloseCode, messages: u64) {
+        self.refused.at(index(reason)).fetch_add(messages, Relaxed);
+    }
+
+    /// The hub closed a connection.
+    pub fn closed(&self, reason: CloseCode) {
+        self.closed.at(index(reason)).fetch_add(1, Relaxed);
     }
 
     pub fn handshake(&self, outcome: Handshake) {
@@ -184,29 +155,34 @@ impl ShardCell {
         self.sessions.at(kind as usize).fetch_add(1, Relaxed);
     }
 
-    pub fn session_ended(&self, kind: SessionKind, reason: SessionEnd) {
+    pub fn session_ended(&self, kind: SessionKind) {
         self.sessions.at(kind as usize).fetch_sub(1, Relaxed);
-        self.sessions_ended.at(reason as usize).fetch_add(1, Relaxed);
     }
 
-    /// A batch came into (+1) or left (-1) the shard's queue.
-    pub fn queue_changed(&self, batches: i64) {
-        self.queue.fetch_add(batches, Relaxed);
+    /// Commands that wait for the shard.
+    pub fn set_queue(&self, commands: u64) {
+        self.queue.store(commands, Relaxed);
     }
 
-    pub fn inflight_changed(&self, bytes: i64) {
-        self.inflight_bytes.fetch_add(bytes, Relaxed);
+    pub fn set_inflight(&self, bytes: u64) {
+        self.inflight_bytes.store(bytes, Relaxed);
     }
 
-    pub fn backpressure(&self, cause: Backpressure, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.backpressure_nanos.at(cause as usize).fetch_add(nanos, Relaxed);
+    pub fn set_backpressure(&self, cause: Backpressure, nanos: u64) {
+        self.backpressure_nanos.at(cause as usize).store(nanos, Relaxed);
     }
 
     /// `messages` are weighed in, so that a quantile speaks of messages and not of batches.
     pub fn latency(&self, stage: Stage, duration: Duration, messages: u64) {
         self.latency.at(stage as usize).record_n(duration, messages);
     }
+}
+
+fn index(code: CloseCode) -> usize {
+    CloseCode::ALL
+        .iter()
+        .position(|known| *known == code)
+        .expect("the list has every code")
 }
 
 /// What a partition's log looks like; set by its owner.

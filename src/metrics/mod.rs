@@ -7,11 +7,12 @@
 pub mod cells;
 pub mod histogram;
 pub mod http;
+pub mod observe;
 pub mod process;
 pub mod registry;
 pub mod series;
 
-pub use cells::{Backpressure, Handshake, PartitionCell, Refused, SessionEnd, SessionKind, ShardCell, Stage};
+pub use cells::{Backpressure, Handshake, PartitionCell, SessionKind, ShardCell, Stage};
 pub use histogram::Histogram;
 pub use http::{OpsState, Phase, Readiness, serve};
 pub use registry::{Metrics, Position};

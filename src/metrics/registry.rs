@@ -7,14 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram as Buckets, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::cells::{
-    Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, Refused, SessionEnd, SessionKind, ShardCell, Stage,
-};
+use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, SessionKind, ShardCell, Stage};
 use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
+use crate::wire::close::CloseCode;
 
 /// Upper ends of the exported latency buckets, in microseconds. The cells behind them are finer.
 const BOUNDS_MICROS: [u64; 18] = [
@@ -44,6 +43,9 @@ pub struct Metrics {
     sync_failures: AtomicU64,
     recovery_nanos: AtomicU64,
     positions: Mutex<BTreeMap<(ConsumerGroup, PartitionId), Position>>,
+    /// By `hub::AuthError::label`, a closed set.
+    auth_refused: Mutex<BTreeMap<&'static str, u64>>,
+    checkpoints: AtomicU64,
 }
 
 impl Metrics {
@@ -58,6 +60,8 @@ impl Metrics {
             sync_failures: AtomicU64::new(0),
             recovery_nanos: AtomicU64::new(0),
             positions: Mutex::default(),
+            auth_refused: Mutex::default(),
+            checkpoints: AtomicU64::new(0),
         }
     }
 
@@ -85,6 +89,20 @@ impl Metrics {
     pub fn remove_group(&self, group: &ConsumerGroup) {
         let mut positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
         positions.retain(|(name, _), _| name != group);
+    }
+
+    /// A credential was refused; `reason` is from a closed set.
+    pub fn auth_refused(&self, reason: &'static str) {
+        *self
+            .auth_refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
+    }
+
+    pub fn checkpoint_stored(&self) {
+        self.checkpoints.fetch_add(1, Relaxed);
     }
 
     pub fn synced(&self, duration: Duration) {
@@ -150,10 +168,6 @@ impl Metrics {
     fn families(&self) -> Vec<MetricFamily> {
         let mut out = Families::default();
         let seconds = |nanos: u64| nanos as f64 / 1e9;
-        let gauge = |cell: &dyn Fn(&ShardCell) -> i64| {
-            let sum: i64 = self.shards.iter().map(|shard| cell(shard)).sum();
-            sum.max(0) as f64
-        };
 
         out.one(&series::INFO, &[env!("CARGO_PKG_VERSION"), self.durability], 1.0);
         let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -166,10 +180,10 @@ impl Metrics {
         out.one(&series::DUPLICATES, &[], self.sum(|s| &s.duplicates) as f64);
         out.each(
             &series::REFUSED,
-            Refused::ALL.iter().map(|&reason| {
+            CloseCode::ALL.iter().enumerate().map(|(index, reason)| {
                 (
-                    vec![reason.name().to_owned()],
-                    self.sum(|s| s.refused.at(reason as usize)) as f64,
+                    vec![reason.label().to_owned()],
+                    self.sum(|s| s.refused.at(index)) as f64,
                 )
             }),
         );
@@ -184,8 +198,8 @@ impl Metrics {
                 )
             }),
         );
-        out.one(&series::QUEUE, &[], gauge(&|s| s.queue.load(Relaxed)));
-        out.one(&series::INFLIGHT, &[], gauge(&|s| s.inflight_bytes.load(Relaxed)));
+        out.one(&series::QUEUE, &[], self.sum(|s| &s.queue) as f64);
+        out.one(&series::INFLIGHT, &[], self.sum(|s| &s.inflight_bytes) as f64);
         out.each(
             &series::BACKPRESSURE,
             Backpressure::ALL.iter().map(|&cause| {
@@ -200,13 +214,11 @@ impl Metrics {
                 .map(|&kind| (vec![kind.name().to_owned()], self.sessions(kind) as f64)),
         );
         out.each(
-            &series::SESSIONS_ENDED,
-            SessionEnd::ALL.iter().map(|&reason| {
-                (
-                    vec![reason.name().to_owned()],
-                    self.sum(|s| s.sessions_ended.at(reason as usize)) as f64,
-                )
-            }),
+            &series::CLOSED,
+            CloseCode::ALL
+                .iter()
+                .enumerate()
+                .map(|(index, reason)| (vec![reason.label().to_owned()], self.sum(|s| s.closed.at(index)) as f64)),
         );
         out.each(
             &series::HANDSHAKES,
@@ -217,6 +229,14 @@ impl Metrics {
                 )
             }),
         );
+        let refused = self.auth_refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        out.each(
+            &series::AUTH_REFUSED,
+            refused
+                .into_iter()
+                .map(|(reason, count)| (vec![reason.to_owned()], count as f64)),
+        );
+        out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
         self.log_families(&mut out);
         out.histograms(&series::SYNC, [(vec![], self.sync.snapshot())].into_iter());
         out.one(&series::SYNC_FAILED, &[], self.sync_failures.load(Relaxed) as f64);
@@ -366,16 +386,17 @@ mod tests {
             cell.appended(2 * factor, 200);
             cell.acknowledged(factor);
             cell.duplicates(factor);
-            cell.refused(Refused::TooLarge, factor);
+            cell.refused(CloseCode::MessageTooLarge, factor);
+            cell.closed(CloseCode::TakenOver);
             cell.handshake(Handshake::Resumed);
             cell.session_opened(SessionKind::Device);
-            cell.queue_changed(4);
-            cell.queue_changed(-1);
-            cell.inflight_changed(1000);
-            cell.backpressure(Backpressure::DiskFull, Duration::from_millis(250));
+            cell.set_queue(3);
+            cell.set_inflight(1000);
+            cell.set_backpressure(Backpressure::DiskFull, 250_000_000);
             cell.latency(Stage::Sync, Duration::from_micros(120), factor);
         }
-        metrics.shard(0).session_ended(SessionKind::Device, SessionEnd::Idle);
+        metrics.shard(0).session_ended(SessionKind::Device);
+        metrics.auth_refused("expired");
         metrics.synced(Duration::from_millis(3));
         metrics.sync_failed();
         metrics.recovered(Duration::from_millis(40));
@@ -386,12 +407,13 @@ mod tests {
             "forebay_messages_appended_total 22",
             "forebay_messages_acknowledged_total 11",
             "forebay_messages_duplicate_total 11",
-            "forebay_messages_refused_total{reason=\"too_large\"} 11",
-            "forebay_messages_refused_total{reason=\"malformed\"} 0",
+            "forebay_messages_refused_total{reason=\"message_too_large\"} 11",
+            "forebay_messages_refused_total{reason=\"malformed_frame\"} 0",
+            "forebay_connections_closed_total{reason=\"taken_over\"} 2",
+            "forebay_credentials_refused_total{reason=\"expired\"} 1",
             "forebay_handshakes_total{outcome=\"resumed\"} 2",
             "forebay_sessions{kind=\"device\"} 1",
-            "forebay_sessions_ended_total{reason=\"idle\"} 1",
-            "forebay_queue_batches 6",
+            "forebay_queue_commands 6",
             "forebay_inflight_bytes 2000",
             "forebay_backpressure_seconds_total{cause=\"disk_full\"} 0.5",
             "forebay_ack_latency_seconds_bucket{stage=\"sync\",durability=\"sync\",le=\"0.0001\"} 0",

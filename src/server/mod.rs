@@ -1,4 +1,502 @@
-//! Puts the parts together.
+//! Puts the parts together: start order, readiness, graceful stop.
+//!
+//! ```text
+//!  start:  state ─> log (recovery) ─> duplicate filters ─> shards ─> syncer, keeper ─> doors ─> ready
+//!  stop:   not ready ─> doors refuse ─> sessions told to go ─> appends acknowledged, filters stored ─> sync ─> end
+//! ```
+//!
+//! Everything is checked before the first port opens. A stop is over within the configured time; what it cuts short is
+//! only unacknowledged work.
 
 pub mod demo;
 pub mod tls;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use actix::{Actor, Addr};
+use actix_rt::Arbiter;
+use anyhow::Context as _;
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::hub::filter::PersistedFilter;
+use crate::hub::{Authenticator, Authorities, Entropy, Groups, HubConfig, Policies, Registry, meta::HubMeta};
+use crate::log::{self, Appender, DiskStorage, Log};
+use crate::metrics::observe::{DiskFacts, QuicFacts, ShardFacts};
+use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness};
+use crate::model::UtcMillis;
+use crate::model::time::Clock;
+use crate::session::quic::door::{self, Door, HubParts};
+use crate::shard::Durability;
+use crate::shard::actor::{End, Poll, ShardActor, Stop};
+use crate::shard::filter::DuplicateFilter;
+use crate::shard::inbox::Inbox;
+use crate::shard::keeper::Keeper;
+use crate::shard::recovery;
+use crate::shard::router::{Partition, Router, shard_of};
+use crate::shard::shard::Shard;
+use crate::shard::syncer::{Bell, Syncer};
+use crate::state::{RedbConfig, RedbState, State};
+
+/// How often the figures that nobody pushes (sizes, positions, depths) are taken.
+const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+type Actors = Vec<Addr<ShardActor<DiskStorage, ShardFacts>>>;
+
+/// The operating system's wall clock.
+#[derive(Debug)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> UtcMillis {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        UtcMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The operating system's random numbers.
+#[derive(Debug)]
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        use ring::rand::SecureRandom as _;
+        ring::rand::SystemRandom::new()
+            .fill(bytes)
+            .expect("the operating system gives random bytes");
+    }
+}
+
+/// A running hub. Must be made, stopped and dropped on the thread of an actix system.
+pub struct Server {
+    pub registry: Registry,
+    pub policies: Policies,
+    pub groups: Groups,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Arc<Readiness>,
+    pub quic_address: SocketAddr,
+    pub ops_address: SocketAddr,
+    /// From the start until every partition was open.
+    pub recovery: Duration,
+    door: Arc<Door>,
+    endpoint: quinn::Endpoint,
+    actors: Actors,
+    arbiters: Vec<Arbiter>,
+    router: Arc<Router<DiskStorage>>,
+    ops: actix_web::dev::ServerHandle,
+    keeper: Keeper,
+    syncer: Option<Syncer>,
+    drain_timeout: Duration,
+    // Last: the directory stays taken until everything above is gone.
+    _log: Log<DiskStorage>,
+}
+
+/// The parts of a configuration in the terms of the rooms they are for.
+struct Settings {
+    data: PathBuf,
+    shards: usize,
+    durability: Durability,
+    log: log::Config,
+    quic: crate::session::quic::config::Config,
+}
+
+impl Settings {
+    fn of(config: &Config) -> Self {
+        let process = &config.process;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let durability = match process.durability {
+            crate::config::Durability::Sync => Durability::Sync,
+            crate::config::Durability::Interval(interval) => Durability::Interval(interval),
+            crate::config::Durability::Os => Durability::Os,
+        };
+        let u32_of = |bytes: crate::config::Bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX);
+        Self {
+            data: process.data_dir.clone(),
+            shards: match process.shards {
+                0 => cores,
+                shards => usize::from(shards),
+            },
+            durability,
+            log: log::Config {
+                segment_bytes: config.log.segment_bytes.0,
+                index_interval_bytes: u32_of(config.log.index_interval_bytes),
+                retention_ms: i64::try_from(config.log.retention.as_millis()).unwrap_or(i64::MAX),
+                retention_bytes: config.log.retention_bytes.0,
+                ..log::Config::default()
+            },
+            quic: crate::session::quic::config::Config {
+                listen: config.quic.listen,
+                sessions_max: config.quic.sessions_max as usize,
+                idle_timeout: config.quic.idle_timeout,
+                handshake_timeout: config.quic.handshake_timeout,
+                handshakes_per_second: config.quic.handshakes_per_second,
+                stream_window_bytes: u32_of(config.quic.stream_window_bytes),
+                connection_window_bytes: u32_of(config.quic.connection_window_bytes),
+                send_window_bytes: u32_of(config.quic.send_window_bytes),
+                consumer_send_window_bytes: u32_of(config.quic.consumer_window_bytes),
+                service_streams_max: 1024,
+                batch_bytes_max: u32_of(config.quic.batch_bytes_max),
+                message_bytes_max: u32_of(config.limits.message_bytes_max),
+                inflight_bytes_max: u32_of(config.quic.inflight_bytes_max),
+            },
+        }
+    }
+}
+
+impl Server {
+    /// Starts a hub. Blocks the calling thread while data is recovered.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting, with the file or key it concerns; nothing is left running.
+    pub async fn start(config: &Config, tls: Arc<rustls::ServerConfig>) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+        let settings = Settings::of(config);
+        let data = &settings.data;
+        std::fs::create_dir_all(data).with_context(|| format!("data folder {}", data.display()))?;
+
+        let partition_count = config.identity.partition_count;
+        // The log's lock guards the whole data directory: it comes first.
+        let log_directory = data.join("log");
+        let (log, appenders, recovered) = Log::open(
+            DiskStorage::new(&log_directory),
+            partition_count,
+            settings.log.clone(),
+            clock.now(),
+        )
+        .with_context(|| format!("log in {}", log_directory.display()))?;
+        let state_file = data.join("state.redb");
+        let state: Arc<dyn State> = Arc::new(
+            RedbState::open(&state_file, &RedbConfig::default())
+                .with_context(|| format!("store {}", state_file.display()))?,
+        );
+        let hub_config = HubConfig {
+            host_names: config.identity.host_names.iter().map(|host| host.0.clone()).collect(),
+            partition_count,
+        };
+        hub_config.check()?;
+        HubMeta::open(&state, &hub_config, &*entropy, clock.now())?;
+        let registry = Registry::open(state.clone(), entropy.clone(), partition_count)?;
+        let policies = Policies::open(state.clone(), entropy.clone())?;
+        let authorities = Authorities::open(state.clone())?;
+        let groups = Groups::new(state.clone());
+        let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
+
+        for partition in &recovered {
+            match &partition.damage {
+                Some(damage) => tracing::error!(partition = %partition.partition, %damage, "the log is damaged"),
+                None => tracing::debug!(
+                    partition = %partition.partition,
+                    segments = partition.segments,
+                    bytes_cut = partition.bytes_cut,
+                    "recovered"
+                ),
+            }
+        }
+        let persisted = PersistedFilter::new(state.clone());
+        let owned = replay_filters(&persisted, appenders)?;
+        let recovery = started.elapsed();
+
+        let metrics = Arc::new(Metrics::new(
+            settings.shards,
+            partition_count,
+            settings.durability.name(),
+            SystemTime::now(),
+        ));
+        metrics.recovered(recovery);
+        let readiness = Arc::new(Readiness::default());
+        let budget = u32::try_from(config.shard.inflight_bytes_max.0).unwrap_or(u32::MAX);
+        let inboxes: Vec<_> = (0..settings.shards).map(|_| Inbox::new(budget)).collect();
+        let partitions = owned.iter().map(|(_, partition, _)| partition.clone()).collect();
+        let router = Arc::new(Router::new(inboxes, partitions));
+        let arbiters: Vec<Arbiter> = (0..settings.shards).map(|_| Arbiter::new()).collect();
+        let bell = Arc::new(Bell::default());
+        let actors = start_shards(
+            &arbiters, &router, owned, &persisted, &settings, &metrics, &bell, &clock,
+        );
+
+        let disk = DiskFacts {
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+        };
+        let keeper = Keeper::start(router.clone(), clock.clone(), disk.clone())?;
+        let syncer = match settings.durability {
+            Durability::Sync | Durability::Interval(_) => Some(Syncer::start(
+                router.clone(),
+                bell,
+                settings.durability,
+                config.process.sync_gap,
+                disk,
+            )?),
+            Durability::Os => None,
+        };
+
+        let facts = QuicFacts {
+            cell: metrics.shard(0),
+            metrics: metrics.clone(),
+        };
+        let parts = HubParts {
+            authenticator,
+            registry: registry.clone(),
+            groups: groups.clone(),
+            host_name: hub_config.host_names[0].clone(),
+        };
+        let door = Door::new(
+            settings.quic.clone(),
+            router.clone(),
+            parts,
+            clock,
+            settings.durability,
+            Arc::new(facts),
+        );
+        let endpoint = open_door(&door, &arbiters, tls, &reset_key(data)?)
+            .await
+            .with_context(|| format!("QUIC port {}", settings.quic.listen))?;
+        let quic_address = endpoint.local_addr()?;
+
+        let listener =
+            TcpListener::bind(config.ops.listen).with_context(|| format!("operations port {}", config.ops.listen))?;
+        let ops_address = listener.local_addr()?;
+        let ops = metrics::serve(
+            listener,
+            OpsState {
+                metrics: metrics.clone(),
+                readiness: readiness.clone(),
+            },
+        )?;
+        let ops_handle = ops.handle();
+        actix_rt::spawn(ops);
+        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone()));
+        readiness.set_phase(Phase::Ready);
+        Ok(Self {
+            registry,
+            policies,
+            groups,
+            metrics,
+            readiness,
+            quic_address,
+            ops_address,
+            recovery,
+            door,
+            endpoint,
+            actors,
+            arbiters,
+            router,
+            ops: ops_handle,
+            keeper,
+            syncer,
+            drain_timeout: config.process.drain_timeout,
+            _log: log,
+        })
+    }
+
+    /// Connections of devices and services, handshakes included.
+    pub fn sessions(&self) -> usize {
+        self.door.sessions()
+    }
+
+    /// Cursors that are being read now.
+    pub fn consumers(&self) -> usize {
+        self.door.readers.positions().len()
+    }
+
+    /// Drains: refuses newcomers, tells sessions to go, acknowledges what was taken, stores filters, syncs. Whether all
+    /// of it was done in the configured time; if not, what is missing is only unacknowledged work.
+    pub async fn stop(mut self, reason: &str) -> bool {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.readiness.set_phase(Phase::Draining);
+        self.door.stop();
+        for actor in &self.actors {
+            actor.do_send(Stop {
+                reason: reason.to_owned(),
+            });
+        }
+        let mut is_clean = false;
+        while Instant::now() < deadline {
+            let mut is_idle = self.door.sessions() == 0;
+            for actor in &self.actors {
+                is_idle &= matches!(actor.send(Poll).await, Ok(drained) if drained.sessions == 0 && drained.is_idle);
+            }
+            if is_idle {
+                is_clean = true;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.endpoint.close(
+            quinn::VarInt::from_u32(crate::wire::close::CloseCode::Draining as u32),
+            reason.as_bytes(),
+        );
+        // Closes are sent by the endpoint's own tasks; a moment lets them out.
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        for actor in &self.actors {
+            let _ = actor.send(End).await;
+        }
+        // The syncer's last round follows the last append.
+        drop(self.syncer.take());
+        drop(self.keeper);
+        for arbiter in self.arbiters.drain(..) {
+            arbiter.stop();
+            let _ = arbiter.join();
+        }
+        self.ops.stop(false).await;
+        is_clean
+    }
+
+    /// The log's sequence numbers now, for a status line.
+    pub fn next_sequences(&self) -> Vec<u64> {
+        self.router
+            .partitions()
+            .iter()
+            .map(|partition| partition.view.durable().0)
+            .collect()
+    }
+}
+
+type OwnedPartition = (Appender<DiskStorage>, Arc<Partition<DiskStorage>>, DuplicateFilter);
+
+/// Rebuilds every partition's duplicate filter, in parallel.
+fn replay_filters(
+    persisted: &PersistedFilter,
+    appenders: Vec<Appender<DiskStorage>>,
+) -> anyhow::Result<Vec<OwnedPartition>> {
+    std::thread::scope(|scope| {
+        let replays: Vec<_> = appenders
+            .into_iter()
+            .map(|appender| {
+                scope.spawn(move || -> anyhow::Result<OwnedPartition> {
+                    let view = appender.view().clone();
+                    let covered = persisted.covered(view.partition())?;
+                    let filter = recovery::replay(&view, covered)
+                        .with_context(|| format!("duplicate filter of partition {}", view.partition()))?;
+                    let partition = Arc::new(Partition::new(view.clone(), covered.min(view.durable())));
+                    Ok((appender, partition, filter))
+                })
+            })
+            .collect();
+        replays
+            .into_iter()
+            .map(|replay| replay.join().expect("a replay does not panic"))
+            .collect()
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn start_shards(
+    arbiters: &[Arbiter],
+    router: &Arc<Router<DiskStorage>>,
+    owned: Vec<OwnedPartition>,
+    persisted: &PersistedFilter,
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    bell: &Arc<Bell>,
+    clock: &Arc<dyn Clock>,
+) -> Actors {
+    let mut shards: Vec<_> = (0..arbiters.len())
+        .map(|shard| {
+            let facts = ShardFacts {
+                cell: metrics.shard(shard),
+                metrics: metrics.clone(),
+            };
+            let inbox = router.inboxes()[shard].clone();
+            Shard::new(inbox, persisted.clone(), settings.durability, Instant::now, facts)
+        })
+        .collect();
+    for (appender, partition, filter) in owned {
+        let shard = shard_of(partition.view.partition(), shards.len());
+        shards[shard].adopt(appender, partition, filter);
+    }
+    shards
+        .into_iter()
+        .zip(arbiters)
+        .enumerate()
+        .map(|(index, (shard, arbiter))| {
+            let inbox = router.inboxes()[index].clone();
+            let bell = (settings.durability != Durability::Os).then(|| bell.clone());
+            let actor = ShardActor::new(shard, inbox, clock.clone(), bell, persisted.clone());
+            ShardActor::start_in_arbiter(&arbiter.handle(), move |_| actor)
+        })
+        .collect()
+}
+
+/// Binds the endpoint on the first arbiter and accepts from there.
+async fn open_door(
+    door: &Arc<Door>,
+    arbiters: &[Arbiter],
+    tls: Arc<rustls::ServerConfig>,
+    reset_key: &[u8; 64],
+) -> anyhow::Result<quinn::Endpoint> {
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).context("TLS for QUIC")?;
+    let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let handles = arbiters.iter().map(Arbiter::handle).collect();
+    let (sender, receiver) = oneshot::channel();
+    let (door, reset_key) = (door.clone(), *reset_key);
+    arbiters[0].spawn_fn(move || {
+        let bound = door::bind(&door.config, server, &reset_key);
+        if let Ok(endpoint) = &bound {
+            actix_rt::spawn(door::accept(door.clone(), endpoint.clone(), handles));
+        }
+        drop(sender.send(bound));
+    });
+    Ok(receiver.await.context("the first arbiter ended")??)
+}
+
+/// The key of stateless resets: kept, so that a restarted hub can tell its clients at once that their connections are
+/// gone.
+fn reset_key(data: &std::path::Path) -> anyhow::Result<[u8; 64]> {
+    let path = data.join("reset.key");
+    let read = |path: &std::path::Path| {
+        std::fs::read(path)
+            .ok()
+            .and_then(|bytes| <[u8; 64]>::try_from(bytes).ok())
+    };
+    if let Some(key) = read(&path) {
+        return Ok(key);
+    }
+    let mut key = [0; 64];
+    SystemEntropy.fill(&mut key);
+    write_secret(&path, &key).with_context(|| format!("{}", path.display()))?;
+    Ok(key)
+}
+
+fn write_secret(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)
+}
+
+/// Takes the figures that nobody pushes.
+async fn sample(metrics: Arc<Metrics>, router: Arc<Router<DiskStorage>>, door: Arc<Door>) {
+    loop {
+        for partition in router.partitions() {
+            let cell = metrics.partition(partition.view.partition());
+            let statistics = partition.view.statistics();
+            cell.set_size(statistics.bytes, statistics.segments);
+            cell.set_next_sequence(partition.view.durable().0);
+        }
+        for (shard, inbox) in router.inboxes().iter().enumerate() {
+            let cell = metrics.shard(shard);
+            cell.set_queue(inbox.depth() as u64);
+            cell.set_inflight(u64::from(inbox.inflight_bytes()));
+            cell.set_backpressure(Backpressure::Shard, inbox.backpressure_ns());
+        }
+        for (group, partition, next) in door.readers.positions() {
+            if let Some(position) = metrics.position(&group, partition) {
+                position.set(next.0);
+            }
+        }
+        tokio::time::sleep(SAMPLE_EVERY).await;
+    }
+}

@@ -68,11 +68,20 @@ impl<S: Storage, O: Observer + Unpin + 'static> ShardActor<S, O> {
         bell: Option<Arc<Bell>>,
         persisted: PersistedFilter,
     ) -> Self {
-        Self { shard: Box::new(shard), inbox, clock, bell, persisted }
+        Self {
+            shard: Box::new(shard),
+            inbox,
+            clock,
+            bell,
+            persisted,
+        }
     }
 
     fn now(&self) -> Now {
-        Now { utc: self.clock.now(), instant: Instant::now() }
+        Now {
+            utc: self.clock.now(),
+            instant: Instant::now(),
+        }
     }
 
     fn progress(&mut self) {
@@ -95,17 +104,27 @@ impl<S: Storage, O: Observer + Unpin + 'static> ShardActor<S, O> {
     }
 
     fn save(&self, snapshot: Snapshot) {
-        let Snapshot { partition, covered, positions } = snapshot;
+        let Snapshot {
+            partition,
+            covered,
+            positions,
+        } = snapshot;
         let inbox = self.inbox.clone();
         self.persisted.save(partition, covered, positions, move |result| {
             if let Err(error) = &result {
                 tracing::warn!(%partition, %error, "duplicate filter not stored; kept in memory and tried again");
             }
-            let mut command = Command::FilterSaved { partition, saved: result.is_ok() };
+            let mut command = Command::FilterSaved {
+                partition,
+                saved: result.is_ok(),
+            };
             // The answer must arrive; the queue is drained all the time, and this is the store's own thread.
             while inbox.push_control(command).is_err() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
-                command = Command::FilterSaved { partition, saved: result.is_ok() };
+                command = Command::FilterSaved {
+                    partition,
+                    saved: result.is_ok(),
+                };
             }
         });
     }
@@ -151,7 +170,10 @@ impl<S: Storage, O: Observer + Unpin + 'static> Handler<Poll> for ShardActor<S, 
             self.shard.take_snapshots();
         }
         self.progress();
-        Drained { sessions: self.shard.session_count(), is_idle: self.shard.is_idle() }
+        Drained {
+            sessions: self.shard.session_count(),
+            is_idle: self.shard.is_idle(),
+        }
     }
 }
 

@@ -23,7 +23,10 @@ pub enum Command {
     Close(SessionId),
     Revoke(Revoke),
     /// A snapshot of the duplicate filter became durable (or failed to).
-    FilterSaved { partition: PartitionId, saved: bool },
+    FilterSaved {
+        partition: PartitionId,
+        saved: bool,
+    },
 }
 
 /// Starts a session; an earlier one of the same identity ends with `CloseCode::TakenOver`.

@@ -34,7 +34,11 @@ pub fn judge(stored: Position, epoch: Epoch, first: u64, count: u32, skip_is_mea
         return Verdict::Gap { expected: last + 1 };
     }
     let stored_of_it = (last + 1).saturating_sub(first).min(u64::from(count)) as u32;
-    if stored_of_it == count { Verdict::Duplicate } else { Verdict::Append { skip: stored_of_it } }
+    if stored_of_it == count {
+        Verdict::Duplicate
+    } else {
+        Verdict::Append { skip: stored_of_it }
+    }
 }
 
 /// How an entry stands to the store.
@@ -69,8 +73,11 @@ impl DuplicateFilter {
 
     /// Keeps the device in memory for a session; `stored` is what the store says when memory has nothing.
     pub fn open(&mut self, key: &DeviceKey, stored: Position) -> Position {
-        let entry =
-            self.entries.entry(key.clone()).or_insert(Entry { position: stored, stored: Stored::Yes, sessions: 0 });
+        let entry = self.entries.entry(key.clone()).or_insert(Entry {
+            position: stored,
+            stored: Stored::Yes,
+            sessions: 0,
+        });
         entry.sessions += 1;
         entry.position
     }
@@ -92,14 +99,25 @@ impl DuplicateFilter {
                 entry.stored = Stored::No;
             }
             None => {
-                self.entries.insert(key.clone(), Entry { position, stored: Stored::No, sessions: 0 });
+                self.entries.insert(
+                    key.clone(),
+                    Entry {
+                        position,
+                        stored: Stored::No,
+                        sessions: 0,
+                    },
+                );
             }
         }
     }
 
     /// Replays a batch found in the log at start.
     pub fn replay(&mut self, key: DeviceKey, position: Position) {
-        let entry = self.entries.entry(key).or_insert(Entry { position, stored: Stored::No, sessions: 0 });
+        let entry = self.entries.entry(key).or_insert(Entry {
+            position,
+            stored: Stored::No,
+            sessions: 0,
+        });
         entry.position = entry.position.max(position);
     }
 
@@ -148,9 +166,16 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let stored = Position { epoch: Epoch(2), sequence: 10 };
+        let stored = Position {
+            epoch: Epoch(2),
+            sequence: 10,
+        };
         let check = |epoch, first, count, skip, expected| {
-            assert_eq!(judge(stored, Epoch(epoch), first, count, skip), expected, "epoch {epoch} {first}+{count}");
+            assert_eq!(
+                judge(stored, Epoch(epoch), first, count, skip),
+                expected,
+                "epoch {epoch} {first}+{count}"
+            );
         };
         check(2, 11, 5, false, Verdict::Append { skip: 0 });
         check(2, 9, 5, false, Verdict::Append { skip: 2 });
@@ -165,8 +190,14 @@ mod tests {
 
     #[test]
     fn a_position_leaves_memory_only_once_the_store_has_it() {
-        let key = DeviceKey { device: crate::model::DeviceId::new("d").unwrap(), generation: crate::model::Generation(1) };
-        let position = Position { epoch: Epoch(1), sequence: 5 };
+        let key = DeviceKey {
+            device: crate::model::DeviceId::new("d").unwrap(),
+            generation: crate::model::Generation(1),
+        };
+        let position = Position {
+            epoch: Epoch(1),
+            sequence: 5,
+        };
         let mut filter = DuplicateFilter::default();
         filter.open(&key, Position::default());
         filter.advance(&key, position);

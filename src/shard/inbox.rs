@@ -36,7 +36,9 @@ pub struct Inbox {
 
 impl std::fmt::Debug for Inbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").field("commands", &self.commands.len()).finish_non_exhaustive()
+        f.debug_struct("Inbox")
+            .field("commands", &self.commands.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -67,7 +69,9 @@ impl Inbox {
 
     /// What a batch of this size takes from the budget. A batch larger than the whole budget takes all of it.
     pub fn price(&self, batch_bytes: usize) -> u32 {
-        u32::try_from(batch_bytes).unwrap_or(u32::MAX).clamp(APPEND_BUDGET_BYTES_MIN, self.budget_bytes)
+        u32::try_from(batch_bytes)
+            .unwrap_or(u32::MAX)
+            .clamp(APPEND_BUDGET_BYTES_MIN, self.budget_bytes)
     }
 
     /// Takes from the budget if there is enough now.
@@ -83,7 +87,11 @@ impl Inbox {
 
     /// Waits for the budget, in the order of asking. Cancelling the wait takes nothing.
     pub async fn reserve(&self, bytes: u32) {
-        let permit = self.budget.acquire_many(bytes).await.expect("the budget is never closed");
+        let permit = self
+            .budget
+            .acquire_many(bytes)
+            .await
+            .expect("the budget is never closed");
         permit.forget();
     }
 
@@ -105,7 +113,9 @@ impl Inbox {
     pub fn push_append(&self, append: super::command::Append) {
         assert!(append.budget_bytes >= APPEND_BUDGET_BYTES_MIN);
         // Control commands leave room for every append the budget allows.
-        self.commands.push(Command::Append(append)).expect("the budget bounds the appends");
+        self.commands
+            .push(Command::Append(append))
+            .expect("the budget bounds the appends");
         self.wake();
     }
 
@@ -168,12 +178,16 @@ mod tests {
         let wakes = Arc::new(AtomicUsize::new(0));
         inbox.set_waker(Box::new(Count(wakes.clone())));
         for n in 0..5 {
-            inbox.push_control(Command::Close(super::super::command::SessionId(n))).unwrap();
+            inbox
+                .push_control(Command::Close(super::super::command::SessionId(n)))
+                .unwrap();
         }
         assert_eq!(wakes.load(Ordering::SeqCst), 1);
         inbox.going_to_drain();
         while inbox.pop().is_some() {}
-        inbox.push_control(Command::Close(super::super::command::SessionId(9))).unwrap();
+        inbox
+            .push_control(Command::Close(super::super::command::SessionId(9)))
+            .unwrap();
         assert_eq!(wakes.load(Ordering::SeqCst), 2);
     }
 
@@ -181,7 +195,11 @@ mod tests {
     fn the_budget_bounds_what_is_on_its_way() {
         let inbox = Inbox::new(64 * 1024);
         assert_eq!(inbox.price(1), APPEND_BUDGET_BYTES_MIN);
-        assert_eq!(inbox.price(10 << 20), 64 * 1024, "a batch above the budget can still pass alone");
+        assert_eq!(
+            inbox.price(10 << 20),
+            64 * 1024,
+            "a batch above the budget can still pass alone"
+        );
         assert!(inbox.try_reserve(60 * 1024));
         assert!(!inbox.try_reserve(8 * 1024));
         assert_eq!(inbox.inflight_bytes(), 60 * 1024);

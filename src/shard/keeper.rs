@@ -58,7 +58,10 @@ impl Keeper {
                 std::thread::park_timeout(if failed { RETRY_AFTER } else { PREPARE_EVERY });
             }
         })?;
-        Ok(Self { stopping, thread: Some(thread) })
+        Ok(Self {
+            stopping,
+            thread: Some(thread),
+        })
     }
 }
 

@@ -46,7 +46,10 @@ impl SessionLink {
 
     /// The first reason stays.
     pub fn end_with(&self, code: CloseCode, reason: impl Into<String>) {
-        let _ = self.end.set(End { code, reason: reason.into() });
+        let _ = self.end.set(End {
+            code,
+            reason: reason.into(),
+        });
         self.changed.notify_one();
     }
 }

@@ -33,7 +33,11 @@ pub fn replay<S: Storage>(
     // A log that ends before what the store covers lost its tail to a power cut at a level below `sync`: the numbers in
     // between will be given out again, so the store's mark says nothing and all that is retained is read.
     let is_mark_valid = covered <= view.durable();
-    let start = if is_mark_valid { covered.max(view.first_retained()) } else { view.first_retained() };
+    let start = if is_mark_valid {
+        covered.max(view.first_retained())
+    } else {
+        view.first_retained()
+    };
     if start >= view.durable() {
         return Ok(filter);
     }
@@ -47,9 +51,18 @@ pub fn replay<S: Storage>(
                 return Err(ReplayError::Stamp(first));
             };
             if stamp.first_sequence > 0 {
-                let key = DeviceKey { device, generation: Generation(stamp.origin.generation) };
+                let key = DeviceKey {
+                    device,
+                    generation: Generation(stamp.origin.generation),
+                };
                 let sequence = stamp.first_sequence + u64::from(record.header.count) - 1;
-                filter.replay(key, Position { epoch: Epoch(stamp.origin.epoch), sequence });
+                filter.replay(
+                    key,
+                    Position {
+                        epoch: Epoch(stamp.origin.epoch),
+                        sequence,
+                    },
+                );
             }
         }
     }

@@ -21,7 +21,11 @@ pub struct Partition<S: Storage> {
 
 impl<S: Storage> Partition<S> {
     pub fn new(view: Arc<PartitionView<S>>, filter_covered: SequenceNumber) -> Self {
-        Self { view, filter_covered: AtomicU64::new(filter_covered.0), tail: Notify::new() }
+        Self {
+            view,
+            filter_covered: AtomicU64::new(filter_covered.0),
+            tail: Notify::new(),
+        }
     }
 
     pub fn filter_covered(&self) -> SequenceNumber {
@@ -61,7 +65,11 @@ pub struct Router<S: Storage> {
 impl<S: Storage> Router<S> {
     pub fn new(inboxes: Vec<Arc<Inbox>>, partitions: Vec<Arc<Partition<S>>>) -> Self {
         assert!(!inboxes.is_empty() && !partitions.is_empty());
-        Self { inboxes, partitions, next_session: AtomicU64::new(1) }
+        Self {
+            inboxes,
+            partitions,
+            next_session: AtomicU64::new(1),
+        }
     }
 
     pub fn shard_count(&self) -> usize {
@@ -107,7 +115,8 @@ impl<S: Storage> Router<S> {
     /// # Errors
     /// `Full`: the home shard's queue; try again.
     pub fn revoke(&self, device: &DeviceId, revoke: Revoke) -> Result<(), Full> {
-        self.inbox(self.partition_of(device)).push_control(Command::Revoke(revoke))
+        self.inbox(self.partition_of(device))
+            .push_control(Command::Revoke(revoke))
     }
 }
 

@@ -60,8 +60,17 @@ struct Pending {
 }
 
 enum Then {
-    Acknowledge { link: Arc<SessionLink>, sequence: u64, messages: u32, received: Instant, appended: Instant },
-    Answer { reply: oneshot::Sender<Result<Opened, OpenError>>, opened: Opened },
+    Acknowledge {
+        link: Arc<SessionLink>,
+        sequence: u64,
+        messages: u32,
+        received: Instant,
+        appended: Instant,
+    },
+    Answer {
+        reply: oneshot::Sender<Result<Opened, OpenError>>,
+        opened: Opened,
+    },
 }
 
 enum SnapshotState {
@@ -247,7 +256,13 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 let owned = &mut self.owned[self.slots[&open.partition]];
                 // What the answer covers may be dropped by the device: it must be durable first.
                 let end = owned.appender.next_sequence();
-                owned.pending.push_back(Pending { end, then: Then::Answer { reply: open.reply, opened } });
+                owned.pending.push_back(Pending {
+                    end,
+                    then: Then::Answer {
+                        reply: open.reply,
+                        opened,
+                    },
+                });
             }
             // The door may have given up; then nobody waits for the answer.
             Err(error) => drop(open.reply.send(Err(error))),
@@ -258,7 +273,10 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         if self.is_stopping {
             return Err(OpenError::Stopping);
         }
-        let slot = *self.slots.get(&open.partition).expect("the router sends a partition's commands to its owner");
+        let slot = *self
+            .slots
+            .get(&open.partition)
+            .expect("the router sends a partition's commands to its owner");
         if self.owned[slot].is_poisoned {
             return Err(OpenError::Poisoned(open.partition.to_string()));
         }
@@ -274,9 +292,16 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         if open.is_early && (is_new_epoch || self.identities.contains_key(&open.key)) {
             return Err(OpenError::EarlyData);
         }
-        let epoch = if is_new_epoch { Epoch(position.epoch.0 + 1) } else { open.epoch };
+        let epoch = if is_new_epoch {
+            Epoch(position.epoch.0 + 1)
+        } else {
+            open.epoch
+        };
         if epoch < position.epoch {
-            return Err(OpenError::StaleEpoch { asked: epoch.0, current: position.epoch.0 });
+            return Err(OpenError::StaleEpoch {
+                asked: epoch.0,
+                current: position.epoch.0,
+            });
         }
         if let Some(earlier) = self.identities.get(&open.key).copied() {
             self.end(earlier, CloseCode::TakenOver, "the same identity connected again", 0);
@@ -334,7 +359,10 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         };
         let owned = &mut self.owned[session.slot];
         let batch = &append.batch;
-        let stored = owned.filter.get(&session.key).expect("the filter keeps the devices of open sessions");
+        let stored = owned
+            .filter
+            .get(&session.key)
+            .expect("the filter keeps the devices of open sessions");
         let pending = |end, messages, appended| Pending {
             end,
             then: Then::Acknowledge {
@@ -359,7 +387,11 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 return Ok(self.refuse(&append, CloseCode::SequenceGap, &reason));
             }
             Verdict::Stale => {
-                return Ok(self.refuse(&append, CloseCode::StaleEpoch, "a newer epoch of this device has been seen"));
+                return Ok(self.refuse(
+                    &append,
+                    CloseCode::StaleEpoch,
+                    "a newer epoch of this device has been seen",
+                ));
             }
         };
         let rest;
@@ -383,7 +415,10 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 owned.pending.push_back(pending);
                 owned.is_written = true;
                 owned.unsaved_records += u64::from(new.count);
-                let position = Position { epoch: session.epoch, sequence: batch.last_sequence() };
+                let position = Position {
+                    epoch: session.epoch,
+                    sequence: batch.last_sequence(),
+                };
                 owned.filter.advance(&session.key, position);
                 if appended.rolled || owned.unsaved_records >= SNAPSHOT_RECORDS {
                     owned.take_snapshot();
@@ -428,7 +463,13 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         while owned.pending.front().is_some_and(|pending| pending.end <= durable) {
             moved = true;
             match owned.pending.pop_front().expect("looked at above").then {
-                Then::Acknowledge { link, sequence, messages, received, appended } => {
+                Then::Acknowledge {
+                    link,
+                    sequence,
+                    messages,
+                    received,
+                    appended,
+                } => {
                     link.acknowledge(sequence);
                     self.observer.acknowledged(Acknowledged {
                         messages,
@@ -456,10 +497,19 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         for append in owned.stalled.drain(..) {
             self.inbox.release(append.budget_bytes);
         }
-        let sessions: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, session)| session.slot == slot).map(|(id, _)| *id).collect();
+        let sessions: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.slot == slot)
+            .map(|(id, _)| *id)
+            .collect();
         for session in sessions {
-            self.end(session, CloseCode::Internal, "the partition is closed after an I/O error", 0);
+            self.end(
+                session,
+                CloseCode::Internal,
+                "the partition is closed after an I/O error",
+                0,
+            );
         }
     }
 

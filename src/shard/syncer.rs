@@ -90,7 +90,11 @@ impl Syncer {
             }
             round(&router, &observer);
         })?;
-        Ok(Self { bell, stopping, thread: Some(thread) })
+        Ok(Self {
+            bell,
+            stopping,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -120,6 +124,9 @@ fn round<S: Storage>(router: &Router<S>, observer: &impl SyncObserver) {
         }
     }
     if partitions > 0 {
-        observer.synced(Synced { partitions, elapsed: started.elapsed() });
+        observer.synced(Synced {
+            partitions,
+            elapsed: started.elapsed(),
+        });
     }
 }

@@ -37,7 +37,10 @@ pub(super) async fn run(
     }
     let id = PartitionId(subscribe.partition);
     let Some(partition) = door.router.partition(id) else {
-        return Err(failed(404_000, &format!("the hub has partitions 0 to {}", door.router.partition_count() - 1)));
+        return Err(failed(
+            404_000,
+            &format!("the hub has partitions 0 to {}", door.router.partition_count() - 1),
+        ));
     };
     let group =
         ConsumerGroup::new(&subscribe.group).map_err(|error| failed(400_004, &format!("consumer group {error}")))?;
@@ -46,7 +49,10 @@ pub(super) async fn run(
     }
     let ownership = Ownership::claim(door, &group, id, &subscribe).await?;
     let start = start_of(door, &group, id, &subscribe)?;
-    let mut cursor = partition.view.cursor(start).map_err(|error| seek_failed(&error, &partition.view))?;
+    let mut cursor = partition
+        .view
+        .cursor(start)
+        .map_err(|error| seek_failed(&error, &partition.view))?;
     let subscribed = Subscribed {
         start: cursor.position().0,
         first_retained: partition.view.first_retained().0,
@@ -65,7 +71,8 @@ pub(super) async fn run(
         match chunk {
             Some(chunk) => {
                 credit = credit.saturating_sub(chunk.bytes.len() as u64);
-                door.observer.delivered(chunk.bytes.len() as u64);
+                door.observer
+                    .delivered(chunk.bytes.len() as u64, chunk.next.0 - chunk.first_wanted.0);
                 _reading.at(chunk.next);
                 deliver(send, chunk).await?;
                 // A reader that is sent as much as it takes must still be heard.
@@ -93,7 +100,9 @@ pub(super) async fn run(
 
 async fn deliver(send: &mut SendStream, chunk: Chunk) -> Result<(), Failed> {
     let header = Bytes::copy_from_slice(&frame::header(Kind::Deliver, 0, chunk.bytes.len()));
-    send.write_all_chunks(&mut [header, chunk.bytes]).await.map_err(|_| gone())
+    send.write_all_chunks(&mut [header, chunk.bytes])
+        .await
+        .map_err(|_| gone())
 }
 
 /// The future's value if it has one without waiting.
@@ -151,39 +160,67 @@ impl Ownership {
         }
         let level = i64::try_from(subscribe.owner_level).map_err(|_| failed(400_004, "the owner level is too high"))?;
         let (done, answer) = oneshot::channel();
-        door.groups.claim(group, partition, &subscribe.owner, level, move |result| drop(done.send(result)));
-        let claim = answer.await.map_err(|_| gone())?.map_err(|error| group_failed(&error))?;
+        door.groups
+            .claim(group, partition, &subscribe.owner, level, move |result| {
+                drop(done.send(result))
+            });
+        let claim = answer
+            .await
+            .map_err(|_| gone())?
+            .map_err(|error| group_failed(&error))?;
         let taken_over = Arc::new(Notify::new());
         let mut owners = door.owners.lock().expect("nothing panics while it holds the owners");
         if let Some(earlier) = owners.insert((group.clone(), partition), taken_over.clone()) {
             earlier.notify_one();
         }
         drop(owners);
-        Ok(Some(Self { claim, taken_over, door: door.clone() }))
+        Ok(Some(Self {
+            claim,
+            taken_over,
+            door: door.clone(),
+        }))
     }
 
     async fn commit(&self, door: &Arc<Door>, next: SequenceNumber) -> Result<(), Failed> {
         let (done, answer) = oneshot::channel();
-        door.groups.commit(&self.claim, next, move |result| drop(done.send(result)));
+        door.groups
+            .commit(&self.claim, next, move |result| drop(done.send(result)));
         answer.await.map_err(|_| gone())?.map_err(|error| group_failed(&error))
     }
 
     fn is_current(&self) -> bool {
-        let owners = self.door.owners.lock().expect("nothing panics while it holds the owners");
+        let owners = self
+            .door
+            .owners
+            .lock()
+            .expect("nothing panics while it holds the owners");
         let key = (self.claim.group.clone(), self.claim.partition);
-        owners.get(&key).is_some_and(|current| Arc::ptr_eq(current, &self.taken_over))
+        owners
+            .get(&key)
+            .is_some_and(|current| Arc::ptr_eq(current, &self.taken_over))
     }
 
     fn check(&self) -> Result<(), Failed> {
-        if self.is_current() { Ok(()) } else { Err(lost_ownership()) }
+        if self.is_current() {
+            Ok(())
+        } else {
+            Err(lost_ownership())
+        }
     }
 }
 
 impl Drop for Ownership {
     fn drop(&mut self) {
-        let mut owners = self.door.owners.lock().expect("nothing panics while it holds the owners");
+        let mut owners = self
+            .door
+            .owners
+            .lock()
+            .expect("nothing panics while it holds the owners");
         let key = (self.claim.group.clone(), self.claim.partition);
-        if owners.get(&key).is_some_and(|current| Arc::ptr_eq(current, &self.taken_over)) {
+        if owners
+            .get(&key)
+            .is_some_and(|current| Arc::ptr_eq(current, &self.taken_over))
+        {
             owners.remove(&key);
             self.door.groups.release(&self.claim, |_| {});
         }
@@ -216,14 +253,21 @@ fn start_of(
         From::Sequence => Start::Sequence(SequenceNumber(subscribe.value)),
         From::Time => Start::Time(UtcMillis(i64::try_from(subscribe.value).unwrap_or(i64::MAX))),
         From::Checkpoint => {
-            let stored = door.groups.checkpoint(group, partition).map_err(|error| group_failed(&error))?;
+            let stored = door
+                .groups
+                .checkpoint(group, partition)
+                .map_err(|error| group_failed(&error))?;
             stored.map_or(Start::Earliest, Start::Sequence)
         }
     })
 }
 
 fn seek_failed(error: &SeekError, view: &PartitionView<DiskStorage>) -> Failed {
-    Failed { code: 400_004, reason: error.to_string(), next: view.first_retained().0 }
+    Failed {
+        code: 400_004,
+        reason: error.to_string(),
+        next: view.first_retained().0,
+    }
 }
 
 fn read_failed(error: &ReadError) -> Failed {
@@ -232,7 +276,11 @@ fn read_failed(error: &ReadError) -> Failed {
         ReadError::Damaged(damage) => (500_001, damage.next.0),
         ReadError::Io(_) => (500_001, 0),
     };
-    Failed { code, reason: error.to_string(), next }
+    Failed {
+        code,
+        reason: error.to_string(),
+        next,
+    }
 }
 
 fn group_failed(error: &GroupError) -> Failed {

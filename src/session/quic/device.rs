@@ -63,8 +63,15 @@ pub(super) async fn run(
     .map_err(closing_of)?;
     let partition = door.router.partition_of(&device);
     let inbox = door.router.inbox(partition).clone();
-    let _open = OpenGuard { door: door.clone(), inbox: inbox.clone(), session };
-    let limits = BatchLimits { message_bytes_max: door.config.message_bytes_max as usize, count_max: BATCH_COUNT_MAX };
+    let _open = OpenGuard {
+        door: door.clone(),
+        inbox: inbox.clone(),
+        session,
+    };
+    let limits = BatchLimits {
+        message_bytes_max: door.config.message_bytes_max as usize,
+        count_max: BATCH_COUNT_MAX,
+    };
     let welcome = Welcome {
         version: VERSION,
         epoch: opened.epoch.0,
@@ -123,7 +130,10 @@ async fn open(
     let (reply, answer) = oneshot::channel();
     let open = OpenSession {
         session,
-        key: DeviceKey { device: device.clone(), generation: identity.generation },
+        key: DeviceKey {
+            device: device.clone(),
+            generation: identity.generation,
+        },
         partition,
         origin: Origin {
             device_id: device.as_str().to_owned(),
@@ -137,7 +147,10 @@ async fn open(
         link: link.clone(),
         reply,
     };
-    door.router.inbox(partition).push_control(Command::Open(open)).map_err(|_| OpenError::Stopping)?;
+    door.router
+        .inbox(partition)
+        .push_control(Command::Open(open))
+        .map_err(|_| OpenError::Stopping)?;
     match answer.await {
         Ok(opened) => opened.map(|opened| (session, link, opened)),
         Err(_) => Err(OpenError::Stopping),
@@ -212,8 +225,9 @@ impl DeviceSession<'_> {
             if !self.is_reading && self.inflight.is_empty() && self.blocked.is_none() && self.outgoing.is_empty() {
                 return Ok(());
             }
-            let may_read =
-                self.is_reading && self.blocked.is_none() && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
+            let may_read = self.is_reading
+                && self.blocked.is_none()
+                && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
             let deadline = self.deadline();
             tokio::select! {
                 biased;
@@ -233,7 +247,6 @@ impl DeviceSession<'_> {
                 }
                 () = self.inbox.reserve(self.blocked.as_ref().map_or(0, |(_, price, _)| *price)), if self.blocked.is_some() => {
                     let (batch, price, since) = self.blocked.take().expect("the branch's condition");
-                    self.door.observer.backpressure(since.elapsed());
                     self.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
                     self.submit(batch, price, since);
                 }
@@ -263,9 +276,16 @@ impl DeviceSession<'_> {
                     return Ok(());
                 }
                 Ok(Some(Said::Renew(renew))) => {
-                    let identity = self.door.authenticate_token(&self.device, &self.module_id, &renew.token)?;
+                    let identity = self
+                        .door
+                        .authenticate_token(&self.device, &self.module_id, &renew.token)?;
                     self.expires = identity.expires;
-                    self.push_outgoing(&Renewed { expires_ms: identity.expires.map_or(0, |at| at.0) }.to_frame());
+                    self.push_outgoing(
+                        &Renewed {
+                            expires_ms: identity.expires.map_or(0, |at| at.0),
+                        }
+                        .to_frame(),
+                    );
                 }
                 Err(error) => {
                     // What came before the fault is good and goes its way.
@@ -297,7 +317,13 @@ impl DeviceSession<'_> {
         self.inflight.push_back((batch.last_sequence(), price));
         self.inflight_bytes += u64::from(price);
         let submitted = Instant::now();
-        self.inbox.push_append(Append { session: self.session, batch, budget_bytes: price, received, submitted });
+        self.inbox.push_append(Append {
+            session: self.session,
+            batch,
+            budget_bytes: price,
+            received,
+            submitted,
+        });
     }
 
     fn take_acknowledged(&mut self) {
@@ -349,7 +375,12 @@ impl DeviceSession<'_> {
                 self.take_acknowledged();
             }
             let mut last = std::mem::take(&mut self.outgoing).split_off(self.written);
-            last.extend(Ack { sequence: self.link.acknowledged() }.to_frame());
+            last.extend(
+                Ack {
+                    sequence: self.link.acknowledged(),
+                }
+                .to_frame(),
+            );
             let goodbye = Goodbye {
                 code: closing.code as u8,
                 retry_after_ms: DRAIN_RETRY_AFTER_MS,

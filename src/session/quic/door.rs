@@ -45,11 +45,19 @@ pub(super) struct Closing {
 
 impl Closing {
     pub fn new(code: CloseCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), is_gone: false }
+        Self {
+            code,
+            reason: reason.into(),
+            is_gone: false,
+        }
     }
 
     pub fn gone() -> Self {
-        Self { code: CloseCode::Normal, reason: String::new(), is_gone: true }
+        Self {
+            code: CloseCode::Normal,
+            reason: String::new(),
+            is_gone: true,
+        }
     }
 }
 
@@ -65,7 +73,7 @@ pub struct HubParts {
 
 /// What all sessions of the door share.
 pub struct Door {
-    pub(super) config: Config,
+    pub config: Config,
     pub(super) router: Arc<Router<DiskStorage>>,
     pub(super) authenticator: Authenticator,
     pub(super) registry: Registry,
@@ -173,7 +181,10 @@ impl Door {
                 Closing::new(CloseCode::Unauthorized, format!("module id {error}"))
             })?),
         };
-        let wanted = IdentityName { device: device.clone(), module };
+        let wanted = IdentityName {
+            device: device.clone(),
+            module,
+        };
         self.authenticator
             .authenticate(credential, &wanted, &self.host_name, self.clock.now())
             .map_err(|error| self.refused(&error))
@@ -196,7 +207,11 @@ impl Door {
 fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<'static>> {
     connection
         .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
+        .and_then(|identity| {
+            identity
+                .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                .ok()
+        })
         .map_or_else(Vec::new, |chain| *chain)
 }
 
@@ -253,7 +268,10 @@ fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
 
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
 pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHandle>) {
-    let mut begun = Begun { second: Instant::now(), count: 0 };
+    let mut begun = Begun {
+        second: Instant::now(),
+        count: 0,
+    };
     let mut round_robin = 0;
     while let Some(incoming) = endpoint.accept().await {
         if door.is_stopping() {
@@ -275,7 +293,9 @@ pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHa
             continue;
         }
         let shard = match hint::decode(&incoming.orig_dst_cid()) {
-            Some(hash) => door.router.shard_of(PartitionId::of_hash(hash, door.router.partition_count())),
+            Some(hash) => door
+                .router
+                .shard_of(PartitionId::of_hash(hash, door.router.partition_count())),
             None => {
                 round_robin = (round_robin + 1) % arbiters.len();
                 round_robin
@@ -301,7 +321,10 @@ struct Begun {
 impl Begun {
     fn is_above(&mut self, per_second: u32) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
-            *self = Self { second: Instant::now(), count: 0 };
+            *self = Self {
+                second: Instant::now(),
+                count: 0,
+            };
         }
         self.count += 1;
         self.count > per_second
@@ -333,7 +356,11 @@ async fn serve(counted: Counted, incoming: Incoming) {
             closing
         }
         Ok(Ok(greeting)) => {
-            let outcome = if greeting.recv.is_0rtt() { Handshake::Resumed0Rtt } else { Handshake::Full };
+            let outcome = if greeting.recv.is_0rtt() {
+                Handshake::Resumed0Rtt
+            } else {
+                Handshake::Full
+            };
             door.observer.handshake(outcome);
             // Boxed, so that waiting for the hello costs little and each role only its own state.
             match session(door, &connection, greeting, accepted).await {
@@ -374,10 +401,18 @@ async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
                     );
                     return Err(Closing::new(CloseCode::UnsupportedVersion, reason));
                 }
-                return Ok(Greeting { hello, decoder, send, recv });
+                return Ok(Greeting {
+                    hello,
+                    decoder,
+                    send,
+                    recv,
+                });
             }
             Ok(Some(frame)) => {
-                return Err(Closing::new(CloseCode::UnexpectedFrame, format!("{:?} before a hello", frame.kind)));
+                return Err(Closing::new(
+                    CloseCode::UnexpectedFrame,
+                    format!("{:?} before a hello", frame.kind),
+                ));
             }
             Err(error) => {
                 let error = super::intake::IntakeError::Frame(error);
@@ -387,7 +422,12 @@ async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
         // Small reads: until the hello is known, a connection may hold little.
         match recv.read_chunk(CONTROL_BYTES_MAX as usize, true).await {
             Ok(Some(bytes)) => feed(&mut decoder, &bytes),
-            Ok(None) => return Err(Closing::new(CloseCode::MalformedFrame, "the stream ended before a hello")),
+            Ok(None) => {
+                return Err(Closing::new(
+                    CloseCode::MalformedFrame,
+                    "the stream ended before a hello",
+                ));
+            }
             Err(_) => return Err(Closing::gone()),
         }
     }
@@ -404,10 +444,23 @@ async fn session(
     greeting: Greeting,
     accepted: ZeroRttAccepted,
 ) -> Result<(), Closing> {
-    let Greeting { hello, decoder, send, recv } = greeting;
+    let Greeting {
+        hello,
+        decoder,
+        send,
+        recv,
+    } = greeting;
     match hello.role {
         Role::Device => {
-            Box::pin(device::run(door, connection, (send, recv), decoder, hello, Some(accepted))).await
+            Box::pin(device::run(
+                door,
+                connection,
+                (send, recv),
+                decoder,
+                hello,
+                Some(accepted),
+            ))
+            .await
         }
         Role::Service => {
             // A service's requests are not idempotent: never as early data.

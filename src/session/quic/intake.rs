@@ -38,13 +38,20 @@ impl IntakeError {
             Self::Frame(FrameError::Version { .. } | FrameError::Kind { .. }) => CloseCode::UnsupportedVersion,
             Self::Frame(FrameError::Flags { .. }) => CloseCode::MalformedFrame,
             Self::Frame(FrameError::TooLarge { .. }) => CloseCode::FrameTooLarge,
-            Self::Batch(BatchError::Message { cause: MessageError::TooLarge { .. }, .. }) => CloseCode::MessageTooLarge,
-            Self::Batch(BatchError::Message { cause: MessageError::Archive | MessageError::SystemKey { .. }, .. }) => {
-                CloseCode::InvalidMessage
-            }
+            Self::Batch(BatchError::Message {
+                cause: MessageError::TooLarge { .. },
+                ..
+            }) => CloseCode::MessageTooLarge,
+            Self::Batch(BatchError::Message {
+                cause: MessageError::Archive | MessageError::SystemKey { .. },
+                ..
+            }) => CloseCode::InvalidMessage,
             Self::Batch(BatchError::TooMany { .. }) => CloseCode::FrameTooLarge,
             Self::Batch(
-                BatchError::Truncated { .. } | BatchError::Empty | BatchError::Ends { .. } | BatchError::Trailing { .. },
+                BatchError::Truncated { .. }
+                | BatchError::Empty
+                | BatchError::Ends { .. }
+                | BatchError::Trailing { .. },
             ) => CloseCode::MalformedFrame,
             Self::Control(_) => CloseCode::MalformedFrame,
             Self::Unexpected(_) => CloseCode::UnexpectedFrame,
@@ -74,7 +81,13 @@ impl Intake {
     /// `decoder` may hold bytes that followed the hello.
     pub fn new(mut decoder: Decoder, batch_bytes_max: u32, limits: BatchLimits) -> Self {
         decoder.set_body_bytes_max(batch_bytes_max.max(CONTROL_BYTES_MAX));
-        Self { decoder, limits, batches: VecDeque::new(), join: BatchBuilder::default(), joining: None }
+        Self {
+            decoder,
+            limits,
+            batches: VecDeque::new(),
+            join: BatchBuilder::default(),
+            joining: None,
+        }
     }
 
     pub fn feed(&mut self, bytes: &[u8]) {
@@ -152,7 +165,12 @@ impl Intake {
         if let Some((first_sequence, _)) = self.joining.take() {
             let count = self.join.count();
             let payload = self.join.finish_payload();
-            self.batches.push_back(Batch { first_sequence, count, skip: false, payload });
+            self.batches.push_back(Batch {
+                first_sequence,
+                count,
+                skip: false,
+                payload,
+            });
         }
     }
 }
@@ -163,7 +181,10 @@ mod tests {
     use crate::model::Message;
     use crate::wire::frame;
 
-    const LIMITS: BatchLimits = BatchLimits { message_bytes_max: 1 << 18, count_max: 1000 };
+    const LIMITS: BatchLimits = BatchLimits {
+        message_bytes_max: 1 << 18,
+        count_max: 1000,
+    };
 
     fn intake() -> Intake {
         Intake::new(Decoder::new(CONTROL_BYTES_MAX), 1 << 20, LIMITS)
@@ -179,7 +200,9 @@ mod tests {
 
     fn read(intake: &mut Intake) -> Vec<(u64, u32, bool)> {
         assert_eq!(intake.read().unwrap(), None);
-        std::iter::from_fn(|| intake.poll_batch()).map(|b| (b.first_sequence, b.count, b.skip)).collect()
+        std::iter::from_fn(|| intake.poll_batch())
+            .map(|b| (b.first_sequence, b.count, b.skip))
+            .collect()
     }
 
     #[test]
@@ -192,7 +215,16 @@ mod tests {
         intake.feed(&append(9, &[b"a", b"b"], true));
         intake.feed(&append(11, &[&[0; 8000]], false));
         intake.feed(&append(12, &[b"y"], false));
-        assert_eq!(read(&mut intake), [(1, 5, false), (7, 1, false), (9, 2, true), (11, 1, false), (12, 1, false)]);
+        assert_eq!(
+            read(&mut intake),
+            [
+                (1, 5, false),
+                (7, 1, false),
+                (9, 2, true),
+                (11, 1, false),
+                (12, 1, false)
+            ]
+        );
     }
 
     #[test]
@@ -205,7 +237,16 @@ mod tests {
         let payload = Payload::new(&batch.payload, batch.count).unwrap();
         let bodies: Vec<_> = payload.messages().map(|m| m.unwrap().body().to_vec()).collect();
         assert_eq!(bodies, [&b"one"[..], b"two", b"three"]);
-        assert!(Batch::check(&[&[1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0], &batch.payload[..]].concat().into(), 0, &LIMITS).is_ok());
+        assert!(
+            Batch::check(
+                &[&[1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0], &batch.payload[..]]
+                    .concat()
+                    .into(),
+                0,
+                &LIMITS
+            )
+            .is_ok()
+        );
     }
 
     #[test]

@@ -37,18 +37,27 @@ struct Refused {
 
 impl From<RegistryError> for Refused {
     fn from(error: RegistryError) -> Self {
-        Self { code: error.code(), reason: error.to_string() }
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
     }
 }
 
 impl From<GroupError> for Refused {
     fn from(error: GroupError) -> Self {
-        Self { code: error.code(), reason: error.to_string() }
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
     }
 }
 
 fn invalid(reason: impl std::fmt::Display) -> Refused {
-    Refused { code: ErrorCode::ARGUMENT_INVALID, reason: reason.to_string() }
+    Refused {
+        code: ErrorCode::ARGUMENT_INVALID,
+        reason: reason.to_string(),
+    }
 }
 
 #[derive(Deserialize)]
@@ -85,10 +94,18 @@ struct HubDocument {
 
 pub(super) async fn respond(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Response {
     match answer(door, identity, request).await {
-        Ok(json) => Response { status: 200, code: 0, json },
+        Ok(json) => Response {
+            status: 200,
+            code: 0,
+            json,
+        },
         Err(Refused { code, reason }) => {
             let json = serde_json::json!({ "Message": format!("ErrorCode:{};{reason}", code.name) }).to_string();
-            Response { status: code.http_status(), code: code.number, json }
+            Response {
+                status: code.http_status(),
+                code: code.number,
+                json,
+            }
         }
     }
 }
@@ -102,7 +119,10 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     };
     if !identity.permissions.allow(permission) {
         let reason = format!("{} needs the permission {permission}", request.operation);
-        return Err(Refused { code: ErrorCode::UNAUTHORIZED_ACCESS, reason });
+        return Err(Refused {
+            code: ErrorCode::UNAUTHORIZED_ACCESS,
+            reason,
+        });
     }
     match request.operation.as_str() {
         "device.create" => {
@@ -134,8 +154,14 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
         }
         "device.list" => {
             let page: Page = parse(&request.json)?;
-            let after = page.after.map(|after| DeviceId::new(&after)).transpose().map_err(invalid)?;
-            Ok(json(&door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?))
+            let after = page
+                .after
+                .map(|after| DeviceId::new(&after))
+                .transpose()
+                .map_err(invalid)?;
+            Ok(json(
+                &door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?,
+            ))
         }
         "group.create" => {
             let group = group(&request.json)?;
@@ -157,7 +183,9 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 first: partition.view.first_retained().0,
                 next: partition.view.durable().0,
             };
-            Ok(json(&HubDocument { partitions: door.router.partitions().iter().map(range).collect() }))
+            Ok(json(&HubDocument {
+                partitions: door.router.partitions().iter().map(range).collect(),
+            }))
         }
         other => unreachable!("{other} has a permission above"),
     }
@@ -187,7 +215,10 @@ fn if_match(etag: Option<&str>) -> IfMatch {
 async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |value| drop(sender.send(value))));
-    receiver.await.map_err(|_| Refused { code: ErrorCode::SERVER_ERROR, reason: "the store is closed".into() })
+    receiver.await.map_err(|_| Refused {
+        code: ErrorCode::SERVER_ERROR,
+        reason: "the store is closed".into(),
+    })
 }
 
 /// Cuts off the sessions that a change concerns.
@@ -200,7 +231,11 @@ async fn route(door: &Arc<Door>, changed: &Changed<DeviceIdentity>) {
         ChangeKind::Created | ChangeKind::Updated | ChangeKind::Enabled => return,
     };
     let device = &changed.identity.device_id;
-    let revoke = Revoke { device_id: device.as_str().to_owned(), code, reason: reason.to_owned() };
+    let revoke = Revoke {
+        device_id: device.as_str().to_owned(),
+        code,
+        reason: reason.to_owned(),
+    };
     // The cut must not be lost to a full queue.
     while door.router.revoke(device, revoke.clone()).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;

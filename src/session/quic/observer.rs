@@ -19,8 +19,14 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    pub const ALL: [Self; 6] =
-        [Self::Full, Self::Resumed0Rtt, Self::Failed, Self::TimedOut, Self::Retried, Self::Refused];
+    pub const ALL: [Self; 6] = [
+        Self::Full,
+        Self::Resumed0Rtt,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Retried,
+        Self::Refused,
+    ];
 
     /// A label for metrics, from this closed set.
     pub fn label(self) -> &'static str {
@@ -51,11 +57,9 @@ pub trait Observer: Send + Sync {
     fn closed(&self, _code: CloseCode) {}
     /// A credential was refused; the label is from a closed set.
     fn auth_refused(&self, _label: &'static str) {}
-    /// Log bytes handed to a consumer.
-    fn delivered(&self, _bytes: u64) {}
+    /// Log bytes, and the messages in them, handed to a consumer.
+    fn delivered(&self, _bytes: u64, _messages: u64) {}
     fn checkpoint_stored(&self) {}
-    /// Time a session waited for the shard's budget.
-    fn backpressure(&self, _waited: std::time::Duration) {}
 }
 
 impl Observer for () {}

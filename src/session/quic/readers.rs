@@ -28,7 +28,10 @@ impl Reading {
 impl Readers {
     pub fn enter(&self, group: &ConsumerGroup, partition: PartitionId, next: SequenceNumber) -> Reading {
         let position = Arc::new(AtomicU64::new(next.0));
-        let mut positions = self.positions.lock().expect("nothing panics while it holds the readers");
+        let mut positions = self
+            .positions
+            .lock()
+            .expect("nothing panics while it holds the readers");
         let readers = positions.entry((group.clone(), partition)).or_default();
         readers.retain(|reader| reader.strong_count() > 0);
         readers.push(Arc::downgrade(&position));
@@ -37,13 +40,20 @@ impl Readers {
 
     /// The furthest position of each group and partition that is being read now.
     pub fn positions(&self) -> Vec<(ConsumerGroup, PartitionId, SequenceNumber)> {
-        let mut positions = self.positions.lock().expect("nothing panics while it holds the readers");
+        let mut positions = self
+            .positions
+            .lock()
+            .expect("nothing panics while it holds the readers");
         positions.retain(|_, readers| {
             readers.retain(|reader| reader.strong_count() > 0);
             !readers.is_empty()
         });
         let furthest = |readers: &Vec<Weak<AtomicU64>>| {
-            readers.iter().filter_map(Weak::upgrade).map(|position| position.load(Ordering::Relaxed)).max()
+            readers
+                .iter()
+                .filter_map(Weak::upgrade)
+                .map(|position| position.load(Ordering::Relaxed))
+                .max()
         };
         positions
             .iter()
@@ -65,7 +75,10 @@ mod tests {
         let slow = readers.enter(&group, PartitionId(1), SequenceNumber(5));
         let fast = readers.enter(&group, PartitionId(1), SequenceNumber(5));
         fast.at(SequenceNumber(9));
-        assert_eq!(readers.positions(), [(group.clone(), PartitionId(1), SequenceNumber(9))]);
+        assert_eq!(
+            readers.positions(),
+            [(group.clone(), PartitionId(1), SequenceNumber(9))]
+        );
         drop(fast);
         assert_eq!(readers.positions(), [(group, PartitionId(1), SequenceNumber(5))]);
         drop(slow);

@@ -171,8 +171,17 @@ impl Stream {
         };
         match frame.kind {
             Kind::Subscribe => {
-                let subscribe = Subscribe::from_body(&frame.body).map_err(|error| failed(400_006, &error.to_string()))?;
-                cursor::run(&self.door, &self.identity, &mut self.send, &mut self.recv, decoder, subscribe).await
+                let subscribe =
+                    Subscribe::from_body(&frame.body).map_err(|error| failed(400_006, &error.to_string()))?;
+                cursor::run(
+                    &self.door,
+                    &self.identity,
+                    &mut self.send,
+                    &mut self.recv,
+                    decoder,
+                    subscribe,
+                )
+                .await
             }
             Kind::Request => {
                 let request = Request::from_body(&frame.body).map_err(|error| failed(400_006, &error.to_string()))?;
@@ -187,5 +196,9 @@ impl Stream {
 
 /// A failure that leaves nothing to go on from.
 pub(super) fn failed(code: u32, reason: &str) -> Failed {
-    Failed { code, reason: reason.to_owned(), next: 0 }
+    Failed {
+        code,
+        reason: reason.to_owned(),
+        next: 0,
+    }
 }
