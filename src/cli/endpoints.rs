@@ -212,8 +212,8 @@ impl HubArgs {
 }
 
 impl Target {
-    /// The address to connect to. A name that this machine cannot resolve is a hub on this machine whose `--host` is
-    /// meant for others, when it came from its own data folder.
+    /// The address to connect to. A hub found by its data folder is on this machine: it is reached by loopback, since its
+    /// `--host` names may be meant for others.
     ///
     /// # Errors
     /// The resolver's, for hubs elsewhere.

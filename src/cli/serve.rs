@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-/// Everything is checked before the first port opens. Values come from the file, then from FOREBAY_<SECTION>_<KEY> in
+/// Everything is checked before the first port opens. Values come from the file, then from FOREBAY_SECTION_KEY in
 /// the environment, then from --set; the last one wins. SIGTERM drains and stops.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
