@@ -1,5 +1,7 @@
 //! A set of writes that take effect together, and how any store applies it.
 
+use std::ops::Bound;
+
 use super::{StateError, Table};
 
 /// What must be true of a key for its batch to be applied.
@@ -115,8 +117,7 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 impl super::Scan<'_> {
     /// The range of keys visited, for `range` of an ordered map. `None` if it is empty.
-    pub(super) fn bounds(&self) -> Option<(std::ops::Bound<Vec<u8>>, std::ops::Bound<Vec<u8>>)> {
-        use std::ops::Bound;
+    pub(super) fn bounds(&self) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
         let end = prefix_end(self.prefix);
         let start = match self.after {
             Some(after) if after >= self.prefix => Bound::Excluded(after.to_vec()),
