@@ -1,5 +1,7 @@
 //! A set of writes that take effect together, and how any store applies it.
 
+use std::ops::Bound;
+
 use super::{StateError, Table};
 
 /// What must be true of a key for its batch to be applied.
@@ -105,6 +107,9 @@ pub(super) fn apply<T: Transaction>(
     Ok(Ok(()))
 }
 
+/// From where to where an ordered map is walked.
+pub(super) type KeyBounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 /// The smallest key greater than every key with this prefix; `None` if there is none.
 pub(super) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let kept = prefix.iter().rposition(|&byte| byte != u8::MAX)? + 1;
@@ -115,8 +120,7 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 impl super::Scan<'_> {
     /// The range of keys visited, for `range` of an ordered map. `None` if it is empty.
-    pub(super) fn bounds(&self) -> Option<(std::ops::Bound<Vec<u8>>, std::ops::Bound<Vec<u8>>)> {
-        use std::ops::Bound;
+    pub(super) fn bounds(&self) -> Option<KeyBounds> {
         let end = prefix_end(self.prefix);
         let start = match self.after {
             Some(after) if after >= self.prefix => Bound::Excluded(after.to_vec()),

@@ -55,7 +55,11 @@ impl RedbState {
     pub fn open(path: &Path, config: &RedbConfig) -> Result<Self, StateError> {
         let mut builder = Database::builder();
         builder.set_cache_size(config.cache_bytes);
-        let database = Arc::new(builder.create(path).map_err(failed)?);
+        Self::start(builder.create(path).map_err(failed)?, config)
+    }
+
+    fn start(database: Database, config: &RedbConfig) -> Result<Self, StateError> {
+        let database = Arc::new(database);
         let transaction = begin(&database)?;
         for table in Table::ALL {
             transaction.open_table(definition(table)).map_err(failed)?;
@@ -232,4 +236,267 @@ fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'static 
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> StateError {
     StateError::Failed(Arc::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+    use crate::state::blocking;
+
+    fn put(key: &str, value: &str) -> WriteBatch {
+        WriteBatch::new().put(Table::Meta, key, value)
+    }
+
+    fn commit(state: &RedbState, batch: WriteBatch) -> Result<(), StateError> {
+        blocking(|done| state.commit(batch, done)).unwrap()
+    }
+
+    /// A file in a folder of its own that goes with it.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("forebay-state-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn open(&self) -> RedbState {
+            RedbState::open(&self.0.join("state.redb"), &RedbConfig::default()).unwrap()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_was_answered_or_queued_is_there_after_reopening() {
+        let folder = Folder::new("reopen");
+        let state = folder.open();
+        commit(&state, put("a", "1")).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        for n in 0..100 {
+            let sender = sender.clone();
+            state.commit(
+                put(&format!("q{n}"), "x"),
+                Box::new(move |result| sender.send(result).unwrap()),
+            );
+        }
+        drop(state);
+        drop(sender);
+        assert_eq!(receiver.iter().filter(Result::is_ok).count(), 100);
+        let state = folder.open();
+        assert_eq!(state.get(Table::Meta, b"a").unwrap().as_deref(), Some(&b"1"[..]));
+        let scan = Scan {
+            prefix: b"q",
+            after: None,
+            limit: 1000,
+        };
+        assert_eq!(state.scan(Table::Meta, scan).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn preconditions_see_the_batches_before_and_bind_only_their_own() {
+        let folder = Folder::new("conflict");
+        let state = folder.open();
+        let (sender, receiver) = mpsc::channel();
+        let create = |key: &str, value: &str| put(key, value).expect(Table::Meta, key, Expected::Absent);
+        let swap = put("a", "3").expect(Table::Meta, "a", Expected::Value(b"1".to_vec()));
+        let missing =
+            put("z", "0")
+                .expect(Table::Meta, "a", Expected::Present)
+                .expect(Table::Meta, "y", Expected::Present);
+        for batch in [
+            create("a", "1"),
+            create("a", "2"),
+            create("b", "1"),
+            swap.clone(),
+            swap,
+            missing,
+        ] {
+            let sender = sender.clone();
+            state.commit(batch, Box::new(move |result| sender.send(result).unwrap()));
+        }
+        drop(sender);
+        let conflicts: Vec<_> = receiver
+            .iter()
+            .map(|answer| match answer {
+                Ok(()) => None,
+                Err(StateError::Conflict { index }) => Some(index),
+                Err(error) => panic!("{error}"),
+            })
+            .collect();
+        assert_eq!(conflicts, [None, Some(0), None, None, Some(0), Some(1)]);
+        assert_eq!(state.get(Table::Meta, b"a").unwrap().as_deref(), Some(&b"3"[..]));
+        assert_eq!(state.get(Table::Meta, b"z").unwrap(), None);
+    }
+
+    #[test]
+    fn scans_and_prefixes_stay_in_their_range() {
+        let folder = Folder::new("scan");
+        let state = folder.open();
+        let keys: [&[u8]; 6] = [&[0], &[1], &[1, 0], &[1, 255], &[2], &[255, 255]];
+        let batch = keys
+            .iter()
+            .fold(WriteBatch::new(), |batch, key| batch.put(Table::Filter, *key, *key));
+        commit(&state, batch).unwrap();
+        let scan = |prefix: &[u8], after: Option<&[u8]>, limit| -> Vec<Vec<u8>> {
+            let found = state.scan(Table::Filter, Scan { prefix, after, limit }).unwrap();
+            found.into_iter().map(|(key, _)| key).collect()
+        };
+        assert_eq!(scan(&[], None, 10), keys);
+        assert_eq!(scan(&[1], None, 10), keys[1..4]);
+        assert_eq!(scan(&[1], Some(&[1]), 1), keys[2..3]);
+        assert_eq!(scan(&[1], Some(&[0]), 10), keys[1..4]);
+        assert_eq!(scan(&[1], Some(&[7]), 10), Vec::<Vec<u8>>::new());
+        assert_eq!(scan(&[255], None, 10), keys[5..]);
+        commit(&state, WriteBatch::new().delete_prefix(Table::Filter, [1])).unwrap();
+        commit(&state, WriteBatch::new().delete_prefix(Table::Filter, [255])).unwrap();
+        assert_eq!(scan(&[], None, 10), [keys[0], keys[4]]);
+    }
+
+    #[test]
+    fn a_full_queue_is_refused_on_the_spot() {
+        let folder = Folder::new("busy");
+        let config = RedbConfig {
+            queue_batches_max: 1,
+            ..RedbConfig::default()
+        };
+        let state = RedbState::open(&folder.0.join("state.redb"), &config).unwrap();
+        // The writer stands in an answer until it is let go, so one batch fills the queue.
+        let (entered, is_entered) = mpsc::channel();
+        let (let_go, is_let_go) = mpsc::channel::<()>();
+        state.commit(
+            put("a", "1"),
+            Box::new(move |result| {
+                result.unwrap();
+                entered.send(()).unwrap();
+                is_let_go.recv().unwrap();
+            }),
+        );
+        is_entered.recv().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let queued = sender.clone();
+        state.commit(
+            put("b", "1"),
+            Box::new(move |result| queued.send(("b", result)).unwrap()),
+        );
+        state.commit(
+            put("c", "1"),
+            Box::new(move |result| sender.send(("c", result)).unwrap()),
+        );
+        assert!(matches!(receiver.recv().unwrap(), ("c", Err(StateError::Busy))));
+        let_go.send(()).unwrap();
+        assert!(matches!(receiver.recv().unwrap(), ("b", Ok(()))));
+        assert_eq!(state.get(Table::Meta, b"c").unwrap(), None);
+    }
+
+    /// A disk that stops taking writes when told to.
+    #[derive(Debug)]
+    struct Breaking(InMemoryBackend, Arc<std::sync::atomic::AtomicBool>);
+
+    impl Breaking {
+        fn check(&self) -> std::io::Result<()> {
+            if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(std::io::Error::other("broken by the test"));
+            }
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Breaking {
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.check()?;
+            self.0.set_len(len)
+        }
+        fn sync_data(&self) -> std::io::Result<()> {
+            self.check()?;
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            self.check()?;
+            self.0.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn after_a_failed_commit_nothing_is_acknowledged_any_more() {
+        let is_broken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let backend = Breaking(InMemoryBackend::new(), Arc::clone(&is_broken));
+        let database = Database::builder().create_with_backend(backend).unwrap();
+        let state = RedbState::start(database, &RedbConfig::default()).unwrap();
+        commit(&state, put("a", "1")).unwrap();
+        is_broken.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(matches!(commit(&state, put("b", "1")), Err(StateError::Failed(_))));
+        // The disk recovers, what it holds stays unknown.
+        is_broken.store(false, std::sync::atomic::Ordering::SeqCst);
+        assert!(matches!(commit(&state, put("c", "1")), Err(StateError::Failed(_))));
+    }
+
+    /// A disk that can tell what it holds if the power goes now: only what was synced.
+    #[derive(Debug, Default, Clone)]
+    struct PowerCut(Arc<std::sync::Mutex<(Vec<u8>, Vec<u8>)>>);
+
+    impl PowerCut {
+        fn after_power_loss(&self) -> Self {
+            let synced = self.0.lock().unwrap().1.clone();
+            Self(Arc::new(std::sync::Mutex::new((synced.clone(), synced))))
+        }
+    }
+
+    impl StorageBackend for PowerCut {
+        fn len(&self) -> std::io::Result<u64> {
+            Ok(self.0.lock().unwrap().0.len() as u64)
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            let start = offset as usize;
+            out.copy_from_slice(&self.0.lock().unwrap().0[start..start + out.len()]);
+            Ok(())
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.0.lock().unwrap().0.resize(len as usize, 0);
+            Ok(())
+        }
+        fn sync_data(&self) -> std::io::Result<()> {
+            let mut disk = self.0.lock().unwrap();
+            disk.1 = disk.0.clone();
+            Ok(())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            let start = offset as usize;
+            self.0.lock().unwrap().0[start..start + data.len()].copy_from_slice(data);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_answered_survives_power_loss() {
+        let disk = PowerCut::default();
+        let start = |disk: &PowerCut| {
+            let database = Database::builder().create_with_backend(disk.clone()).unwrap();
+            RedbState::start(database, &RedbConfig::default()).unwrap()
+        };
+        let state = start(&disk);
+        for n in 0..5 {
+            let key = format!("k{n}");
+            commit(&state, put(&key, "1")).unwrap();
+            // Nothing was dropped or closed: the power goes right after the answer.
+            let found = start(&disk.after_power_loss()).get(Table::Meta, key.as_bytes());
+            assert_eq!(found.unwrap().as_deref(), Some(&b"1"[..]), "{key}");
+        }
+    }
 }
