@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::header::HEADER_BLOCK_BYTES;
+use super::header::{HEADER_BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use super::segment::{Segment, index_file};
 use super::storage::{Map, Source, Storage, Writer};
 use super::view::{Maintenance, Open, PartitionView, Spare};
@@ -175,13 +175,15 @@ fn recycle<S: Storage>(
     Ok(Spare { id, file, map })
 }
 
-/// Opens a file nobody has open, and durably makes its first block zeros; its old records are then nobody's.
+/// Opens a file nobody has open, and durably makes its first block zeros; its old records are then nobody's. The marks go
+/// before the header, so that a crash in between leaves a segment and never a mark without a header, which is damage.
 pub(super) fn clear_header<S: Storage>(storage: &S, file: &str) -> io::Result<Arc<S::Map>> {
     let mut map = storage.open_segment(file, Source::Cache)?;
     Arc::get_mut(&mut map).expect("nobody has it open").set_committed(0);
-    map.writer()
-        .expect("nobody writes to it")
-        .write(0, &[0; HEADER_BLOCK_BYTES]);
+    let mut writer = map.writer().expect("nobody writes to it");
+    writer.write(SEGMENT_HEADER_BYTES, &[0; HEADER_BLOCK_BYTES - SEGMENT_HEADER_BYTES]);
+    map.sync()?;
+    writer.write(0, &[0; SEGMENT_HEADER_BYTES]);
     map.sync()?;
     Ok(map)
 }

@@ -32,6 +32,8 @@ pub mod record;
 mod recovery;
 mod segment;
 pub mod storage;
+#[cfg(test)]
+mod tests;
 mod view;
 mod walk;
 
