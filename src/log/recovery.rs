@@ -118,10 +118,14 @@ impl<S: Storage> Recovery<'_, S> {
             records: 0,
             tail_bytes_scanned: 0,
             bytes_cut: 0,
-            damage: self.find_gap(&survey)?,
+            damage: None,
             elapsed: Duration::ZERO,
         };
         let tail = self.find_tail(&mut survey, &mut recovered)?;
+        // Only now: a gap behind what was durable is part of the torn tail.
+        if let Some(gap) = self.find_gap(&survey)? {
+            recovered.damage.get_or_insert(gap);
+        }
         let spares = self.take_spares(&mut survey)?;
         let first = survey.found[0].header.base;
         recovered.segments = survey.found.len() as u64;
