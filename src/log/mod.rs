@@ -27,6 +27,7 @@ mod format;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 mod header;
+mod hold;
 mod index;
 mod maintain;
 mod map;

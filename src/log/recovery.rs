@@ -347,6 +347,7 @@ impl<S: Storage> Recovery<'_, S> {
             } else {
                 clear_header(&**self.storage, &file).map_err(at(&file))?
             };
+            map.will_need(0..map.bytes());
             spares.push_back(Spare { id, file, map });
         }
         Ok(spares)
@@ -372,6 +373,7 @@ impl<S: Storage> Recovery<'_, S> {
         map.write_aside(MARK_POSITIONS[0], &mark.encode())
             .map_err(at(&active.file))?;
         map.sync().map_err(at(&active.file))?;
+        map.will_need(end.position..map.bytes());
         let ends: Vec<_> = survey.found.iter().skip(1).map(|next| next.header.base).collect();
         let ends = ends.into_iter().chain([active.header.base]);
         let sealed = survey.found.into_iter().zip(ends).map(|(found, end)| {

@@ -405,6 +405,8 @@ impl Map for DiskMap {
         Ok(())
     }
 
+    fn populate(&self) {}
+
     fn will_need(&self, _range: Range<usize>) {}
 }
 
