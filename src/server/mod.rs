@@ -137,6 +137,7 @@ impl Settings {
                 idle_timeout: config.quic.idle_timeout,
                 handshake_timeout: config.quic.handshake_timeout,
                 handshakes_per_second: config.quic.handshakes_per_second,
+                udp_payload_bytes_max: config.quic.udp_payload_bytes_max,
                 stream_window_bytes: u32_of(config.quic.stream_window_bytes),
                 connection_window_bytes: u32_of(config.quic.connection_window_bytes),
                 send_window_bytes: u32_of(config.quic.send_window_bytes),
