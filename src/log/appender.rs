@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::header::HEADER_BLOCK_BYTES;
+use super::hold::hold;
 use super::index::Index;
 use super::record::{ALIGNMENT, HEADER_BYTES, LENGTH_MAX, RecordHeader, padded};
 use super::segment::Segment;
@@ -176,12 +177,7 @@ impl<S: Storage> Appender<S> {
     }
 
     fn roll(&mut self) -> Result<(), AppendError> {
-        let spare = self
-            .view
-            .spares
-            .lock()
-            .expect("nobody panics while holding it")
-            .pop_front();
+        let spare = hold(&self.view.spares).pop_front();
         let Some(spare) = spare else {
             return Err(AppendError::NoRoom {
                 disk_full: self.view.is_disk_full.load(Ordering::Acquire),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::damage::{Damage, Fault};
 use super::header::HEADER_BLOCK_BYTES;
+use super::hold::hold_read;
 use super::index::{Entry, Index};
 use super::record::RecordHeader;
 use super::segment::Segment;
@@ -228,7 +229,7 @@ impl<S: Storage> PartitionView<S> {
         let (first, durable) = (self.first_retained(), self.durable());
         let base = {
             // The last segment whose predecessor ends before the time: what is sought is in it, or begins the next one.
-            let chain = self.chain.read().expect("nobody panics while holding it");
+            let chain = hold_read(&self.chain);
             let after = chain.partition_point(|segment| segment.header.base_time < time);
             chain[after.saturating_sub(1)].header.base
         };
@@ -244,7 +245,7 @@ impl<S: Storage> PartitionView<S> {
 
     fn open(&self, wanted: SequenceNumber) -> Result<Open<S::Map>, ReadError> {
         let segment = {
-            let chain = self.chain.read().expect("nobody panics while holding it");
+            let chain = hold_read(&self.chain);
             let after = chain.partition_point(|segment| segment.header.base <= wanted);
             after.checked_sub(1).map(|at| Arc::clone(&chain[at]))
         };

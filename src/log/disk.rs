@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 
+use super::hold::hold;
 use super::map::DiskMap;
-use super::storage::{File, Source, Storage};
+use super::storage::{File, Map, Source, Storage};
 
 const ZEROS_BYTES: usize = 1 << 20;
 /// Ends the names of files that are not finished; whoever finds one after a crash removes it.
@@ -81,7 +82,7 @@ impl Storage for DiskStorage {
             .write(true)
             .open(self.path("lock"))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        *self.lock.lock().expect("nobody panics while holding it") = Some(file);
+        *hold(&self.lock) = Some(file);
         Ok(())
     }
 

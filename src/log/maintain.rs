@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::header::{HEADER_BLOCK_BYTES, SEGMENT_HEADER_BYTES};
+use super::hold::{hold, hold_read, hold_write};
 use super::segment::{Segment, index_file};
 use super::storage::{Map, Source, Storage, Writer};
 use super::view::{Maintenance, Open, PartitionView, Spare};
@@ -48,7 +49,7 @@ impl<S: Storage> PartitionView<S> {
     /// # Errors
     /// `PrepareError`; what was made before it stays.
     pub fn prepare(&self) -> Result<bool, PrepareError> {
-        let mut maintenance = self.maintenance.lock().expect("nobody panics while holding it");
+        let mut maintenance = hold(&self.maintenance);
         let mut worked = false;
         while self.spare_count() < self.config.spare_segments as usize {
             let spare = create_spare(self, &mut maintenance).map_err(PrepareError::of);
@@ -67,7 +68,7 @@ impl<S: Storage> PartitionView<S> {
     /// # Errors
     /// The segments up to the failed one are out of the log; a file may remain and is found when the log is opened.
     pub fn retain(&self, now: UtcMillis, keep_from: SequenceNumber) -> Result<Retained, io::Error> {
-        let mut maintenance = self.maintenance.lock().expect("nobody panics while holding it");
+        let mut maintenance = hold(&self.maintenance);
         let mut retained = Retained::default();
         while let Some(segment) = self.take_expired(now, keep_from) {
             retained.segments_removed += 1;
@@ -89,20 +90,17 @@ impl<S: Storage> PartitionView<S> {
     }
 
     fn spare_count(&self) -> usize {
-        self.spares.lock().expect("nobody panics while holding it").len()
+        hold(&self.spares).len()
     }
 
     fn add_spare(&self, spare: Spare<S::Map>) {
-        self.spares
-            .lock()
-            .expect("nobody panics while holding it")
-            .push_back(spare);
+        hold(&self.spares).push_back(spare);
     }
 
     /// Takes the oldest segment out of the chain, if it has expired.
     fn take_expired(&self, now: UtcMillis, keep_from: SequenceNumber) -> Option<Arc<Segment<S::Map>>> {
         let keep_from = keep_from.min(self.durable());
-        let mut chain = self.chain.write().expect("nobody panics while holding it");
+        let mut chain = hold_write(&self.chain);
         let next = &chain.get(1)?.header;
         let (retention_ms, retention_bytes) = (self.config.retention_ms, self.config.retention_bytes);
         // All records of a segment are at most as new as the base time of the next.
@@ -119,7 +117,7 @@ impl<S: Storage> PartitionView<S> {
     /// file says to recovery that it was.
     fn write_indexes(&self) -> io::Result<bool> {
         let missing: Vec<_> = {
-            let chain = self.chain.read().expect("nobody panics while holding it");
+            let chain = hold_read(&self.chain);
             let sealed = chain.iter().filter(|segment| segment.end().is_some());
             sealed
                 .filter(|segment| !segment.has_index_file.load(Ordering::Relaxed))
@@ -168,6 +166,8 @@ fn recycle<S: Storage>(
     let map = clear_header(&*view.storage, &segment.file)?;
     let id = maintenance.next_id;
     let file = super::segment_file(view.partition, id);
+    // Its pages may have left memory long ago.
+    map.populate();
     view.storage.rename(&segment.file, &file)?;
     maintenance.next_id += 1;
     // An index of this name can only be left over from a segment that recovery gave up.

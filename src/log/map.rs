@@ -50,11 +50,6 @@ impl DiskMap {
             file,
         })
     }
-
-    /// Fills the page table, so that the appender does not pay for it. A hint: old kernels refuse it.
-    pub(super) fn populate(&self) {
-        let _ = self.raw.advise(Advice::PopulateRead);
-    }
 }
 
 struct Slice {
@@ -109,6 +104,11 @@ impl Map for DiskMap {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn populate(&self) {
+        // Old kernels refuse it.
+        let _ = self.raw.advise(Advice::PopulateRead);
     }
 
     fn will_need(&self, range: Range<usize>) {

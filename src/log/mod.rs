@@ -24,7 +24,10 @@ mod cursor;
 mod damage;
 mod disk;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod header;
+mod hold;
 mod index;
 mod maintain;
 mod map;
@@ -34,6 +37,7 @@ mod segment;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 mod view;
 mod walk;
 
@@ -150,6 +154,9 @@ pub enum OpenError {
     },
 }
 
+/// An opened log with the appender and the report of each partition, in order.
+pub type Opened<S> = (Log<S>, Vec<Appender<S>>, Vec<Recovered>);
+
 /// A directory of partitions, held by this process.
 pub struct Log<S: Storage> {
     storage: Arc<S>,
@@ -164,12 +171,7 @@ impl<S: Storage> Log<S> {
     ///
     /// # Errors
     /// `OpenError`. Damaged records are no error here: they are reported in `Recovered::damage` and by reads.
-    pub fn open(
-        storage: S,
-        partition_count: u16,
-        config: Config,
-        now: UtcMillis,
-    ) -> Result<(Self, Vec<Appender<S>>, Vec<Recovered>), OpenError> {
+    pub fn open(storage: S, partition_count: u16, config: Config, now: UtcMillis) -> Result<Opened<S>, OpenError> {
         config.check().map_err(OpenError::Config)?;
         if partition_count == 0 {
             return Err(OpenError::Config("partition_count is 0: must be at least 1".to_owned()));

@@ -253,7 +253,7 @@ impl<'a> Iterator for Records<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub fn encode(first: u64, count: u32, stamp: &[u8], payload: &[u8]) -> Vec<u8> {

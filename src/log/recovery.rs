@@ -118,10 +118,14 @@ impl<S: Storage> Recovery<'_, S> {
             records: 0,
             tail_bytes_scanned: 0,
             bytes_cut: 0,
-            damage: self.find_gap(&survey)?,
+            damage: None,
             elapsed: Duration::ZERO,
         };
         let tail = self.find_tail(&mut survey, &mut recovered)?;
+        // Only now: a gap behind what was durable is part of the torn tail.
+        if let Some(gap) = self.find_gap(&survey)? {
+            recovered.damage.get_or_insert(gap);
+        }
         let spares = self.take_spares(&mut survey)?;
         let first = survey.found[0].header.base;
         recovered.segments = survey.found.len() as u64;
@@ -343,6 +347,7 @@ impl<S: Storage> Recovery<'_, S> {
             } else {
                 clear_header(&**self.storage, &file).map_err(at(&file))?
             };
+            map.will_need(0..map.bytes());
             spares.push_back(Spare { id, file, map });
         }
         Ok(spares)
@@ -368,6 +373,7 @@ impl<S: Storage> Recovery<'_, S> {
         map.write_aside(MARK_POSITIONS[0], &mark.encode())
             .map_err(at(&active.file))?;
         map.sync().map_err(at(&active.file))?;
+        map.will_need(end.position..map.bytes());
         let ends: Vec<_> = survey.found.iter().skip(1).map(|next| next.header.base).collect();
         let ends = ends.into_iter().chain([active.header.base]);
         let sealed = survey.found.into_iter().zip(ends).map(|(found, end)| {

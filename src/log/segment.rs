@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::header::{HEADER_BLOCK_BYTES, Mark, SegmentHeader};
+use super::hold::hold;
 use super::index::Index;
 use super::storage::{Map, Source, Storage};
 use super::walk::{Durable, Place, Region, walk};
@@ -104,7 +105,7 @@ impl<M: Map> Segment<M> {
 
     /// The map, opened if nobody has it open.
     pub fn map<S: Storage<Map = M>>(&self, storage: &S) -> io::Result<Result<Arc<M>, Removed>> {
-        let mut slot = self.slot.lock().expect("nobody panics while holding it");
+        let mut slot = hold(&self.slot);
         let Slot::Present(map) = &mut *slot else {
             return Ok(Err(Removed));
         };
@@ -118,7 +119,7 @@ impl<M: Map> Segment<M> {
 
     /// Bars the segment from being opened again. `true` if nobody has it open.
     pub fn remove(&self) -> bool {
-        let mut slot = self.slot.lock().expect("nobody panics while holding it");
+        let mut slot = hold(&self.slot);
         let was = std::mem::replace(&mut *slot, Slot::Removed);
         matches!(was, Slot::Present(map) if map.strong_count() == 0)
     }
@@ -131,7 +132,7 @@ impl<M: Map> Segment<M> {
         interval_bytes: u32,
         look: impl FnOnce(&Index) -> R,
     ) -> (R, bool) {
-        let mut state = self.index.lock().expect("nobody panics while holding it");
+        let mut state = hold(&self.index);
         let loaded = matches!(*state, IndexState::Cold);
         if loaded {
             *state = IndexState::Loaded(self.load_index(storage, map, interval_bytes));
@@ -144,14 +145,14 @@ impl<M: Map> Segment<M> {
 
     /// Adds to the index of the active segment.
     pub fn note(&self, note: impl FnOnce(&mut Index)) {
-        if let IndexState::Live(index) = &mut *self.index.lock().expect("nobody panics while holding it") {
+        if let IndexState::Live(index) = &mut *hold(&self.index) {
             note(index);
         }
     }
 
     /// Frees the index's memory; only for a sealed segment whose index file is written.
     pub fn forget_index(&self) {
-        *self.index.lock().expect("nobody panics while holding it") = IndexState::Cold;
+        *hold(&self.index) = IndexState::Cold;
     }
 
     fn load_index<S: Storage<Map = M>>(&self, storage: &S, map: &Arc<M>, interval_bytes: u32) -> Index {

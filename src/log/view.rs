@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::Config;
 use super::header::{MARK_POSITIONS, Mark, SegmentHeader};
+use super::hold::{hold, hold_read, hold_write};
 use super::index::Index;
 use super::segment::Segment;
 use super::storage::{Map, Storage};
@@ -203,7 +204,7 @@ impl<S: Storage> PartitionView<S> {
     /// `SyncError` closes the partition for good: the system may have dropped what it could not write, so that a later
     /// sync would succeed without it.
     pub fn sync(&self) -> Result<SequenceNumber, SyncError> {
-        let mut mark = self.sync.lock().expect("nobody panics while holding it");
+        let mut mark = hold(&self.sync);
         self.check_poison()?;
         let target = self.written();
         if self.synced() < target
@@ -218,15 +219,12 @@ impl<S: Storage> PartitionView<S> {
 
     fn sync_files(&self, target: SequenceNumber, mark: &mut LastMark) -> io::Result<()> {
         // Read after `written`: a segment with bytes below the target is in the list.
-        let dirty = self.dirty.lock().expect("nobody panics while holding it").clone();
+        let dirty = hold(&self.dirty).clone();
         for open in &dirty {
             open.map.sync()?;
         }
         self.synced.store(target.0, Ordering::Release);
-        self.dirty
-            .lock()
-            .expect("nobody panics while holding it")
-            .retain(|open| open.segment.end().is_none_or(|end| end > target));
+        hold(&self.dirty).retain(|open| open.segment.end().is_none_or(|end| end > target));
         match dirty.last() {
             Some(active) => self.write_mark(active, target, mark),
             None => Ok(()),
@@ -254,7 +252,7 @@ impl<S: Storage> PartitionView<S> {
     }
 
     /// Publishes what is written as durable without a sync: for the durability level that trusts the operating system.
-    /// Survives the end of the process, not a loss of power. Does nothing once the partition is closed by an error.
+    /// Survives the end of the process, not a loss of power; `prepare` still syncs segments that are full. Does nothing once the partition is closed by an error.
     pub fn publish_unsynced(&self) -> SequenceNumber {
         if self.poison().is_none() {
             self.durable.fetch_max(self.written().0, Ordering::AcqRel);
@@ -263,11 +261,11 @@ impl<S: Storage> PartitionView<S> {
     }
 
     pub fn statistics(&self) -> Statistics {
-        let chain = self.chain.read().expect("nobody panics while holding it");
+        let chain = hold_read(&self.chain);
         Statistics {
             segments: chain.len() as u64,
             bytes: chain.iter().map(|segment| segment.bytes).sum(),
-            spare_segments: self.spares.lock().expect("nobody panics while holding it").len() as u64,
+            spare_segments: hold(&self.spares).len() as u64,
             first: self.first_retained(),
             first_time: chain[0].header.base_time,
             next: self.written(),
@@ -277,14 +275,8 @@ impl<S: Storage> PartitionView<S> {
 
     /// Makes a segment the active one. The one before is sealed already.
     pub(super) fn push_active(&self, active: Open<S::Map>) {
-        self.dirty
-            .lock()
-            .expect("nobody panics while holding it")
-            .push(active.clone());
-        self.chain
-            .write()
-            .expect("nobody panics while holding it")
-            .push_back(active.segment);
+        hold(&self.dirty).push(active.clone());
+        hold_write(&self.chain).push_back(active.segment);
     }
 
     /// Looks into a segment's index and keeps the number of loaded ones bounded.
@@ -293,7 +285,7 @@ impl<S: Storage> PartitionView<S> {
             open.segment
                 .with_index(&*self.storage, &open.map, self.config.index_interval_bytes, look);
         if loaded {
-            let mut list = self.loaded.lock().expect("nobody panics while holding it");
+            let mut list = hold(&self.loaded);
             list.push_back(Arc::clone(&open.segment));
             let oldest = (list.len() > INDEXES_LOADED_MAX).then(|| list.pop_front()).flatten();
             drop(list);

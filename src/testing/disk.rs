@@ -20,7 +20,7 @@ use crate::log::storage::{File, Map, Source, Storage, Writer};
 const SECTOR_BYTES: usize = 512;
 
 /// A handle to a simulated disk.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Disk {
     shared: Arc<Mutex<State>>,
     /// Held by the handle of a booted process.
@@ -110,15 +110,6 @@ fn state(shared: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn power_off() -> io::Error {
     io::Error::other("the simulated power is off")
-}
-
-impl Default for Disk {
-    fn default() -> Self {
-        Self {
-            shared: Arc::default(),
-            boot: None,
-        }
-    }
 }
 
 impl Disk {
@@ -413,6 +404,8 @@ impl Map for DiskMap {
         self.inode().flush(|| true);
         Ok(())
     }
+
+    fn populate(&self) {}
 
     fn will_need(&self, _range: Range<usize>) {}
 }

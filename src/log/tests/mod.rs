@@ -4,6 +4,7 @@ mod model;
 mod real_disk;
 mod recovery;
 mod serving;
+mod verifying;
 
 use std::sync::Arc;
 
@@ -27,17 +28,17 @@ fn small() -> Config {
 }
 
 /// One partition of a log that was just opened.
-struct Opened {
+struct Served {
     appender: Appender<Disk>,
     view: View,
     recovered: Recovered,
     log: Log<Disk>,
 }
 
-fn open(disk: &Disk, config: Config) -> Result<Opened, OpenError> {
+fn open(disk: &Disk, config: Config) -> Result<Served, OpenError> {
     let (log, mut appenders, mut recovered) = Log::open(disk.boot(), 1, config, UtcMillis(0))?;
     let appender = appenders.remove(0);
-    Ok(Opened {
+    Ok(Served {
         view: Arc::clone(appender.view()),
         appender,
         recovered: recovered.remove(0),

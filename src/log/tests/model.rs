@@ -48,7 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 struct Harness {
     disk: Disk,
-    opened: Option<Opened>,
+    opened: Option<Served>,
     /// Every batch appended in this line of history, in order.
     appended: Vec<Read>,
     /// Reported durable.
@@ -69,7 +69,7 @@ impl Harness {
         }
     }
 
-    fn opened(&mut self) -> &mut Opened {
+    fn opened(&mut self) -> &mut Served {
         self.opened.as_mut().expect("always open between steps")
     }
 
@@ -186,7 +186,7 @@ impl Harness {
             match Log::open(booted, 1, config(), UtcMillis(0)) {
                 Ok((log, mut appenders, mut recovered)) => {
                     let appender = appenders.remove(0);
-                    self.opened = Some(Opened {
+                    self.opened = Some(Served {
                         view: Arc::clone(appender.view()),
                         appender,
                         recovered: recovered.remove(0),
@@ -242,8 +242,6 @@ fn config() -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
     /// In steps of any kind, and a last restart.
     #[test]
     fn what_was_durable_is_there_once_in_order_and_nothing_else_is(steps in steps(), seed in any::<u64>()) {

@@ -28,9 +28,7 @@ impl Drop for Dir {
     }
 }
 
-type RealLog = (Log<DiskStorage>, Vec<Appender<DiskStorage>>, Vec<Recovered>);
-
-fn open_at(path: &Path, config: Config) -> Result<RealLog, OpenError> {
+fn open_at(path: &Path, config: Config) -> Result<Opened<DiskStorage>, OpenError> {
     Log::open(DiskStorage::new(path), 2, config, UtcMillis(0))
 }
 

@@ -76,6 +76,30 @@ fn a_segment_behind_a_torn_one_is_taken_back() {
     assert_eq!(read.len(), 5);
 }
 
+/// Two rolls without a sync, then a crash that kept the newest segment's header and lost the one before.
+#[test]
+fn a_gap_behind_what_was_durable_is_a_torn_tail() {
+    let disk = Disk::default();
+    let config = Config {
+        spare_segments: 3,
+        ..small()
+    };
+    let mut opened = open(&disk, config.clone()).expect("an empty disk");
+    opened.view.prepare().expect("room");
+    fill(&mut opened.appender, 1, 3000);
+    opened.view.sync().expect("a good disk");
+    fill(&mut opened.appender, 10, 3000);
+    assert_eq!(opened.view.statistics().segments, 3);
+    drop(opened);
+    disk.kill();
+    disk.corrupt("p0000/0000000000000002.seg", |bytes| bytes[..512].fill(0));
+
+    let opened = open(&disk, config).expect("a torn tail is ordinary");
+    assert_eq!(opened.recovered.damage, None);
+    assert_eq!(opened.view.written(), SequenceNumber(4), "the first segment was whole");
+    assert_eq!(opened.view.statistics().spare_segments, 3);
+}
+
 /// A bad record below the mark was durable once: it is reported, and everything around it stays readable.
 #[test]
 fn damage_in_the_durable_part_is_reported_and_passed() {
