@@ -1,6 +1,23 @@
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Context as _;
 use clap::Args;
+
+use super::endpoints::{DeviceEndpoint, Endpoints};
+use super::running;
+use crate::client::credential::Credential;
+use crate::client::device::{Device, DeviceOptions};
+use crate::client::endpoint::{ClientEndpoint, HubAddress, TransportOptions};
+use crate::client::tls::{ClientTls, client_config};
+use crate::config::{Config, Sources, load};
+use crate::hub::connection_string::ConnectionString;
+use crate::hub::{DeviceIdentity, GroupError, RegistryError};
+use crate::model::time::Clock as _;
+use crate::model::{ConsumerGroup, DeviceId, PolicyName, limits};
+use crate::server::demo::{self, DemoDevice, Readings};
+use crate::server::{Server, SystemClock, tls};
 
 /// Makes what it needs on the first start (a CA, a server certificate, keys, demo devices), prints how to connect, and
 /// sends this machine's own readings as telemetry. A second start finds its data again. Everything a client needs is
@@ -34,4 +51,211 @@ pub struct DevArgs {
     /// No status line
     #[arg(long)]
     pub quiet: bool,
+}
+
+impl DevArgs {
+    /// Runs the hub until it is told to stop.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting, with the file, port or key it concerns.
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = self.config()?;
+        running::start_log(&config)?;
+        running::raise_limits();
+        let certificates = tls::ensure_dev_certificates(&self.data, &self.hosts, SystemTime::now())?;
+        let identity = tls::load_identity(&certificates.server_certificate, &certificates.server_key)?;
+        let tls = tls::server_config(identity, config.quic.resumptions_max as usize)?;
+        actix_rt::System::new().block_on(async {
+            let server = Server::start(&config, tls).await?;
+            let ca_file = std::fs::canonicalize(&certificates.ca_certificate)?;
+            let devices = self.make_devices(&server)?;
+            let endpoints = self.endpoints(&server, ca_file, &devices)?;
+            endpoints.write(&self.data)?;
+            if !self.quiet {
+                self.announce(&endpoints, &server);
+            }
+            let fleet = start_fleet(&endpoints, &devices, &self.data, self.quiet)?;
+            let stopped = running::until_signal(server, !self.quiet).await;
+            fleet.abort();
+            stopped
+        })
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut set = vec![
+            format!("process.data_dir={}", self.data.display()),
+            format!("identity.host_names={}", self.hosts.join(",")),
+            // A folder on a developer's machine: small files, made at once.
+            "log.segment_bytes=16MiB".to_owned(),
+            "ops.log=warn".to_owned(),
+        ];
+        // Other machines reach this one only when it was given a name for them.
+        let address = if self.hosts.iter().all(|host| host == "localhost") {
+            "127.0.0.1"
+        } else {
+            "0.0.0.0"
+        };
+        let port = |wanted: Option<u16>, default: u16| if self.any_ports { 0 } else { wanted.unwrap_or(default) };
+        set.push(format!("quic.listen={address}:{}", port(self.quic_port, 8883)));
+        set.push(format!("ops.listen=127.0.0.1:{}", port(self.ops_port, 9600)));
+        set.extend(
+            self.durability
+                .as_ref()
+                .map(|level| format!("process.durability={level}")),
+        );
+        set.extend(self.set.iter().cloned());
+        Ok(load(&Sources::of_process(None, set))?)
+    }
+
+    /// Makes the demo devices and the second consumer group, unless an earlier start did.
+    fn make_devices(&self, server: &Server) -> anyhow::Result<Vec<(DemoDevice, DeviceIdentity)>> {
+        let group = ConsumerGroup::new(SECOND_GROUP)?;
+        match server.groups.wait(|done| server.groups.create(&group, done)) {
+            Ok(()) | Err(GroupError::Exists) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let sample = demo::sample(&self.data, Instant::now());
+        demo::fleet(usize::from(self.fleet), &sample)
+            .into_iter()
+            .map(|demo| {
+                let id = DeviceId::new(&demo.id())?;
+                let identity = match server
+                    .registry
+                    .create_device_blocking(DeviceIdentity::new(id.clone()), SystemClock.now())
+                {
+                    Ok(created) => created.identity,
+                    Err(RegistryError::DeviceExists) => server.registry.device(&id)?,
+                    Err(error) => return Err(error.into()),
+                };
+                Ok((demo, identity))
+            })
+            .collect()
+    }
+
+    fn endpoints(
+        &self,
+        server: &Server,
+        ca_file: PathBuf,
+        devices: &[(DemoDevice, DeviceIdentity)],
+    ) -> anyhow::Result<Endpoints> {
+        let host = &self.hosts[0];
+        let owner = server
+            .policies
+            .get(&PolicyName::new(OWNER)?)
+            .context("the policy iothubowner is missing")?;
+        let owner_key = owner.keys.primary_key.context("the policy iothubowner has no key")?;
+        let device = |(_, identity): &(DemoDevice, DeviceIdentity)| {
+            let id = identity.device_id.as_str();
+            let key = identity
+                .authentication
+                .symmetric_key
+                .primary_key
+                .as_deref()
+                .unwrap_or_default();
+            DeviceEndpoint {
+                device_id: id.to_owned(),
+                connection_string: ConnectionString::for_device(host, id, key).to_string(),
+            }
+        };
+        Ok(Endpoints {
+            hub_host: host.clone(),
+            ca_file,
+            iothub_connection_string: ConnectionString::for_policy(host, OWNER, &owner_key).to_string(),
+            eventhub_connection_string: ConnectionString::for_eventhub(host, OWNER, &owner_key, ENTITY_PATH)
+                .to_string(),
+            consumer_group: limits::DEFAULT_CONSUMER_GROUP.to_owned(),
+            second_consumer_group: SECOND_GROUP.to_owned(),
+            mqtt_port: 8883,
+            https_port: 443,
+            amqps_port: 5671,
+            case_timeout: 30,
+            quic_port: server.quic_address.port(),
+            ops_port: server.ops_address.port(),
+            devices: devices.iter().map(device).collect(),
+        })
+    }
+
+    fn announce(&self, endpoints: &Endpoints, server: &Server) {
+        let data = self.data.display();
+        println!(
+            "Forebay {} is ready (data in {data}, opened in {:.0?})\n",
+            env!("CARGO_PKG_VERSION"),
+            server.recovery
+        );
+        println!(
+            "  devices (QUIC)     {}:{}/udp",
+            endpoints.hub_host, endpoints.quic_port
+        );
+        println!("  CA file            {}", endpoints.ca_file.display());
+        println!("  metrics            http://{}/metrics", server.ops_address);
+        println!("  service            {}", endpoints.iothub_connection_string);
+        for device in endpoints.devices.iter().take(SHOWN_DEVICES) {
+            println!("  device             {}", device.connection_string);
+        }
+        println!("  all of it          {data}/{}\n", super::endpoints::FILE_NAME);
+        let hub = if self.data == Path::new("forebay-data") {
+            String::new()
+        } else {
+            format!(" --hub {data}")
+        };
+        println!("Read what arrives:   forebay tail{hub} --from earliest");
+        println!("Send a message:      forebay device create my-device{hub} && forebay send my-device hello{hub}\n");
+    }
+}
+
+/// Devices whose connection string is printed; the file has all.
+const SHOWN_DEVICES: usize = 4;
+const SECOND_GROUP: &str = "cg2";
+const OWNER: &str = "iothubowner";
+/// The Event Hubs-compatible name; clients treat it as opaque.
+const ENTITY_PATH: &str = "forebay";
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// Sends this machine's readings once a second, each demo device over a connection of its own.
+fn start_fleet(
+    endpoints: &Endpoints,
+    devices: &[(DemoDevice, DeviceIdentity)],
+    data: &Path,
+    quiet: bool,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let tls = client_config(ClientTls::from_ca_file(&endpoints.ca_file)?)?;
+    let endpoint = ClientEndpoint::new(tls, &TransportOptions::default())?;
+    let hub = HubAddress {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, endpoints.quic_port)),
+        host_name: endpoints.hub_host.clone(),
+    };
+    let mut running = Vec::new();
+    for (demo, identity) in devices {
+        let key = identity
+            .authentication
+            .symmetric_key
+            .primary_key
+            .clone()
+            .unwrap_or_default();
+        let options = DeviceOptions::new(hub.clone(), identity.device_id.clone(), Credential::Key(key));
+        running.push((demo.clone(), Device::start(endpoint.clone(), options)?));
+    }
+    let data = data.to_owned();
+    Ok(actix_rt::spawn(async move {
+        let mut earlier = demo::sample(&data, Instant::now());
+        let mut is_first = true;
+        loop {
+            tokio::time::sleep(REPORT_EVERY).await;
+            let later = demo::sample(&data, Instant::now());
+            let readings = Readings::between(&earlier, &later);
+            for (demo, device) in &running {
+                let message = demo.message(&readings, SystemClock.now());
+                if is_first && !quiet {
+                    println!("  {} sends {}", demo.id(), String::from_utf8_lossy(&message.body));
+                }
+                // A full buffer means the hub is not taking messages; the next reading is as good.
+                let _ = device.try_send(&message);
+            }
+            if is_first && !quiet && !running.is_empty() {
+                println!();
+            }
+            is_first = false;
+            earlier = later;
+        }
+    }))
 }

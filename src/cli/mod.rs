@@ -7,6 +7,7 @@ pub mod dev;
 pub mod device;
 pub mod endpoints;
 pub mod log;
+mod running;
 pub mod send;
 pub mod serve;
 pub mod status;
@@ -47,6 +48,21 @@ pub enum Command {
     Tail(TailArgs),
     /// Look into the log files of a stopped hub
     Log(LogArgs),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// A text for the person who typed; the process ends with 1.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Dev(args) => args.run(),
+            Command::Serve(args) => args.run(),
+            Command::Config(args) => Ok(args.run(&mut std::io::stdout().lock())?),
+            Command::Device(_) | Command::Send(_) | Command::Tail(_) | Command::Log(_) => anyhow::bail!("later"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,11 @@
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args;
+
+use super::running;
+use crate::config::{Sources, load};
+use crate::server::{Server, tls};
 
 /// Everything is checked before the first port opens. Values come from the file, then from FOREBAY_SECTION_KEY in
 /// the environment, then from --set; the last one wins. SIGTERM drains and stops.
@@ -12,4 +17,37 @@ pub struct ServeArgs {
     /// Set one key over file and environment; repeatable
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+impl ServeArgs {
+    /// Runs the hub until it is told to stop.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting, with the file, port or key it concerns.
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = load(&Sources::of_process(Some(self.config), self.set))?;
+        running::start_log(&config)?;
+        running::raise_limits();
+        let quic = &config.quic;
+        let certificate = quic
+            .certificate_file
+            .as_deref()
+            .context("quic.certificate_file is not set: `serve` needs it")?;
+        let key = quic
+            .key_file
+            .as_deref()
+            .context("quic.key_file is not set: `serve` needs it")?;
+        let tls = tls::server_config(tls::load_identity(certificate, key)?, quic.resumptions_max as usize)?;
+        actix_rt::System::new().block_on(async {
+            let server = Server::start(&config, tls).await?;
+            tracing::info!(
+                quic = %server.quic_address,
+                ops = %server.ops_address,
+                durability = config.process.durability.name(),
+                recovery_ms = server.recovery.as_millis() as u64,
+                "ready"
+            );
+            running::until_signal(server, false).await
+        })
+    }
 }
