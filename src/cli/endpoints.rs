@@ -222,9 +222,11 @@ impl Target {
             return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
         }
         let host = self.connection_string.host_name.as_str();
-        let mut addresses = (host, self.port).to_socket_addrs()?;
-        addresses
-            .next()
+        let addresses: Vec<_> = (host, self.port).to_socket_addrs()?.collect();
+        // A hub listens on 0.0.0.0 unless it is told otherwise, and `localhost` is often ::1 first.
+        let v4 = addresses.iter().find(|address| address.is_ipv4());
+        v4.or(addresses.first())
+            .copied()
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
     }
 }
@@ -344,7 +346,7 @@ mod tests {
         );
         let device = hub(&folder).device("demo-cpu").unwrap();
         assert_eq!(device.connection_string.shared_access_key.as_deref(), Some("Yg=="));
-        assert_eq!(device.address().unwrap(), "127.0.0.1:18883".parse().unwrap());
+        assert_eq!(device.address().unwrap().to_string(), "127.0.0.1:18883");
         assert!(
             hub(&folder)
                 .device("other")

@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::client::service::Event;
 use crate::model::{PartitionId, UtcMillis};
@@ -19,7 +20,7 @@ impl Lines {
     /// The message's line, without its end.
     pub fn line(self, partition: PartitionId, event: &Event<'_>) -> String {
         if self.json {
-            document(partition, event).to_string()
+            serde_json::to_string(&document(partition, event)).expect("a document has text keys")
         } else {
             text(partition, event)
         }
@@ -74,48 +75,64 @@ fn text(partition: PartitionId, event: &Event<'_>) -> String {
     line
 }
 
-fn document(partition: PartitionId, event: &Event<'_>) -> Value {
+/// One message as JSON; members in this order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    sequence: u64,
+    partition: u16,
+    offset: String,
+    enqueued_time: String,
+    device_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    module_id: &'a str,
+    /// What the device set and what the hub stamped, by the names a reader of the built-in endpoint sees.
+    system_properties: Map<String, Value>,
+    properties: Map<String, Value>,
+    #[serde(flatten)]
+    body: Body<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Body<'a> {
+    #[serde(rename = "body")]
+    Text(&'a str),
+    #[serde(rename = "bodyBase64")]
+    Binary(String),
+}
+
+fn document<'a>(partition: PartitionId, event: &'a Event<'a>) -> Document<'a> {
     let origin = &event.origin;
     let message = &event.message;
-    // What the device set and what the hub stamped, by the names a reader of the built-in endpoint sees.
-    let mut system: Map<String, Value> = message
-        .system()
-        .map(|(key, value)| (key.name().to_owned(), value.into()))
-        .collect();
-    system.insert(
-        "iothub-connection-auth-method".to_owned(),
-        origin.auth_method.as_str().into(),
-    );
-    system.insert(
-        "iothub-connection-auth-generation-id".to_owned(),
-        origin.generation.to_string().into(),
-    );
-    let properties: Map<String, Value> = message
-        .properties()
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
-    let mut document = json!({
-        "sequence": event.sequence.0,
-        "partition": partition.0,
-        "offset": event.sequence.to_string(),
-        "enqueuedTime": time(event.enqueued_time),
-        "deviceId": origin.device_id,
-        "systemProperties": system,
-        "properties": properties,
-    });
-    if !origin.module_id.is_empty() {
-        document["moduleId"] = origin.module_id.as_str().into();
+    let map = |(name, value): (&str, &str)| (name.to_owned(), Value::from(value));
+    let generation = origin.generation.to_string();
+    let stamped = [
+        ("iothub-connection-auth-method", origin.auth_method.as_str()),
+        ("iothub-connection-auth-generation-id", generation.as_str()),
+    ];
+    let set = message.system().map(|(key, value)| (key.name(), value));
+    Document {
+        sequence: event.sequence.0,
+        partition: partition.0,
+        offset: event.sequence.to_string(),
+        enqueued_time: time(event.enqueued_time),
+        device_id: &origin.device_id,
+        module_id: &origin.module_id,
+        system_properties: set.chain(stamped).map(map).collect(),
+        properties: message.properties().map(map).collect(),
+        body: match std::str::from_utf8(message.body()) {
+            Ok(text) => Body::Text(text),
+            Err(_) => Body::Binary(STANDARD.encode(message.body())),
+        },
     }
-    match std::str::from_utf8(message.body()) {
-        Ok(body) => document["body"] = body.into(),
-        Err(_) => document["bodyBase64"] = STANDARD.encode(message.body()).into(),
-    }
-    document
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use serde_json::json;
 
     use super::*;
     use crate::model::{Message, SequenceNumber, SystemKey};

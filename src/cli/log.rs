@@ -197,14 +197,15 @@ fn stat(directory: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<bo
     }
     writeln!(
         out,
-        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>12}  {:<24}  {:<24}",
-        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "OLDEST", "NEWEST"
+        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  {}",
+        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "FROM", "LAST"
     )?;
     for partition in &partitions {
         let is_empty = messages(partition) == 0;
         let date = |time| if is_empty { "-".to_owned() } else { lines::time(time) };
-        let line = format!(
-            "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>12}  {:<24}  {:<24}",
+        writeln!(
+            out,
+            "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  {}",
             partition.partition,
             partition.segments,
             partition.spare_segments,
@@ -215,8 +216,7 @@ fn stat(directory: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<bo
             partition.next,
             date(partition.first_time),
             date(partition.last_time)
-        );
-        writeln!(out, "{}", line.trim_end())?;
+        )?;
     }
     Ok(true)
 }
@@ -233,8 +233,8 @@ fn stat_document(partition: &PartitionReport) -> Value {
         "next": partition.next.0,
     });
     if messages(partition) > 0 {
-        document["oldest"] = lines::time(partition.first_time).into();
-        document["newest"] = lines::time(partition.last_time).into();
+        document["timeFrom"] = lines::time(partition.first_time).into();
+        document["timeLast"] = lines::time(partition.last_time).into();
     }
     document
 }

@@ -22,7 +22,7 @@ pub struct TailArgs {
     /// Only this partition; all without it
     #[arg(long, value_name = "N")]
     pub partition: Option<u16>,
-    /// Where to start: earliest, latest, offset:TEXT, sequence:N, or time:2026-01-31T12:00:00Z
+    /// Where to start: earliest, latest, time:2026-01-31T12:00:00Z; with --partition also sequence:N or offset:TEXT
     #[arg(long, value_name = "WHERE", default_value = "latest", value_parser = start)]
     pub from: Start,
     /// Consumer group to read as; nothing is checkpointed
@@ -140,6 +140,9 @@ impl TailArgs {
             Some(partition) => partition..partition + 1,
             None => 0..partition_count,
         };
+        if self.partition.is_none() && matches!(self.from, Start::Sequence(_) | Start::Offset(_)) {
+            bail!("sequence numbers and offsets are of one partition: say which with --partition");
+        }
         let next = match &self.from {
             Start::Sequence(sequence) => Some(*sequence),
             Start::Offset(offset) => match offset.parse() {
@@ -220,7 +223,10 @@ impl Reader {
                 .events()
                 .map(|event| Ok(self.lines.line(self.partition, &event?)))
                 .collect::<Result<_, ClientError>>()?;
-            blocks.send(block).await.map_err(|_| ClientError::Stopped)?;
+            if blocks.send(block).await.is_err() {
+                // The output has ended, which ends the command from above.
+                return std::future::pending().await;
+            }
             self.next = Some(cursor.position());
         }
         Ok(())
