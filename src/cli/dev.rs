@@ -17,7 +17,7 @@ use crate::hub::{DeviceIdentity, GroupError, RegistryError};
 use crate::model::time::Clock as _;
 use crate::model::{ConsumerGroup, DeviceId, PolicyName, limits};
 use crate::server::demo::{self, DemoDevice, Readings};
-use crate::server::{Server, SystemClock, tls};
+use crate::server::{OWNER_POLICY as OWNER, Server, SystemClock, tls};
 
 /// Makes what it needs on the first start (a CA, a server certificate, keys, demo devices), prints how to connect, and
 /// sends this machine's own readings as telemetry. A second start finds its data again. Everything a client needs is
@@ -206,7 +206,6 @@ impl DevArgs {
 /// Devices whose connection string is printed; the file has all.
 const SHOWN_DEVICES: usize = 4;
 const SECOND_GROUP: &str = "cg2";
-const OWNER: &str = "iothubowner";
 /// The Event Hubs-compatible name; clients treat it as opaque.
 const ENTITY_PATH: &str = "forebay";
 const REPORT_EVERY: Duration = Duration::from_secs(1);

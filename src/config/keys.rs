@@ -153,7 +153,7 @@ table! {
             "Partitions of the log. A device belongs to one of them for ever.",
             "One active segment file, one index and one cursor per consumer group for each.";
         owner_key: Option<Secret> = None, Range::Any,
-            "Base64 key of the policy `iothubowner`, taken over when the data is created. Empty: a random one is made.",
+            "Base64 primary key of the policy `iothubowner`, put in force at every start. Empty: the stored one, at first a random one.",
             "Nothing.";
         owner_key_file: Option<PathBuf> = None, Range::Any,
             "File that holds `owner_key`; a trailing line break is dropped. Empty: none.",
@@ -182,7 +182,7 @@ table! {
         segment_bytes: Bytes = mib(64), Range::Between(mib(1), gib(2)),
             "Size of a segment file. Files are allocated in full when they are opened.",
             "Disk space in steps of this size for each partition, and a longer scan after a crash.";
-        retention: Duration = days(7), Range::Between(seconds(60), days(3650)),
+        retention: Duration = days(1), Range::Between(seconds(60), days(3650)),
             "How long messages are kept. A whole segment is dropped when its newest message is older.",
             "Disk space.";
         retention_bytes: Bytes = Bytes(0), Range::Between(Bytes(0), Bytes(1 << 50)),

@@ -123,7 +123,9 @@ impl<S: Storage> Appender<S> {
             incarnation: self.view.incarnation,
             enqueued_time: batch.enqueued_time.max(self.last_time),
         };
-        self.write(&header, batch);
+        if let Err(error) = self.write(&header, batch) {
+            return Err(self.poison(error));
+        }
         Ok(Appended {
             partition: self.view.partition,
             first: header.first,
@@ -149,18 +151,23 @@ impl<S: Storage> Appender<S> {
         Ok((bytes as u32, padded(bytes)))
     }
 
-    fn write(&mut self, header: &RecordHeader, batch: &NewBatch<'_>) {
+    /// What a failed write left behind is unknown: nothing more is appended before the next recovery.
+    fn poison(&self, error: std::io::Error) -> AppendError {
+        AppendError::Poisoned {
+            partition: self.view.partition,
+            cause: self.view.poison_with(error),
+        }
+    }
+
+    fn write(&mut self, header: &RecordHeader, batch: &NewBatch<'_>) -> std::io::Result<()> {
         let start = self.position;
         let end = start + header.padded_bytes();
         let sealed = header.seal(batch.stamp, batch.payload);
-        let stamp_at = start + HEADER_BYTES;
-        let payload_at = stamp_at + batch.stamp.len();
-        let padding_at = payload_at + batch.payload.len();
-        self.writer.write(stamp_at, batch.stamp);
-        self.writer.write(payload_at, batch.payload);
-        self.writer.write(padding_at, &[0; ALIGNMENT][..end - padding_at]);
-        // Last, so that a process that dies here leaves no header above bytes that were not copied.
-        self.writer.write(start, &sealed);
+        let padding_bytes = end - start - HEADER_BYTES - batch.stamp.len() - batch.payload.len();
+        let padding = &[0; ALIGNMENT][..padding_bytes];
+        // A process that dies in between leaves a record whose checksum is wrong: a torn tail.
+        self.writer
+            .write(start, &[&sealed, batch.stamp, batch.payload, padding])?;
         self.writer.commit(end);
         let interval_bytes = self.view.config.index_interval_bytes;
         if start >= self.indexed_position + interval_bytes as usize || self.indexed_position == 0 {
@@ -174,6 +181,7 @@ impl<S: Storage> Appender<S> {
         self.last_time = header.enqueued_time;
         self.view.last_time.store(self.last_time.0, Ordering::Release);
         self.view.written.store(self.next.0, Ordering::Release);
+        Ok(())
     }
 
     fn roll(&mut self) -> Result<(), AppendError> {
@@ -187,7 +195,9 @@ impl<S: Storage> Appender<S> {
             .view
             .next_header(spare.id, self.active.segment.header.id, self.next);
         let mut writer = spare.map.writer().expect("nobody else writes to a spare");
-        writer.write(0, &header.encode());
+        writer
+            .write(0, &[&header.encode()])
+            .map_err(|error| self.poison(error))?;
         writer.commit(HEADER_BLOCK_BYTES);
         let segment = Segment::active(header, spare.file, &spare.map, Index::default(), 0);
         let active = Open {

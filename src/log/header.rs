@@ -144,6 +144,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::record::tests::golden;
 
     #[test]
     fn a_header_survives_and_a_changed_one_does_not() {
@@ -157,6 +158,14 @@ mod tests {
             incarnation: 2,
         };
         let bytes = header.encode();
+        let mark = Mark {
+            segment_id: 7,
+            sequence: SequenceNumber(1010),
+            position: 8192,
+            incarnation: 2,
+        };
+        let expected = golden(include_str!("../../tests/golden/log/segment-header-1.hex"));
+        assert_eq!([&bytes[..], &mark.encode()].concat(), expected);
         assert_eq!(SegmentHeader::decode(&bytes), Some(header));
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes;

@@ -181,9 +181,9 @@ pub(super) fn clear_header<S: Storage>(storage: &S, file: &str) -> io::Result<Ar
     let mut map = storage.open_segment(file, Source::Cache)?;
     Arc::get_mut(&mut map).expect("nobody has it open").set_committed(0);
     let mut writer = map.writer().expect("nobody writes to it");
-    writer.write(SEGMENT_HEADER_BYTES, &[0; HEADER_BLOCK_BYTES - SEGMENT_HEADER_BYTES]);
+    writer.write(SEGMENT_HEADER_BYTES, &[&[0; HEADER_BLOCK_BYTES - SEGMENT_HEADER_BYTES]])?;
     map.sync()?;
-    writer.write(0, &[0; SEGMENT_HEADER_BYTES]);
+    writer.write(0, &[&[0; SEGMENT_HEADER_BYTES]])?;
     map.sync()?;
     Ok(map)
 }

@@ -2,31 +2,36 @@
 //!
 //! Invariants:
 //!
-//! 1. `raw` maps `raw.len()` readable and writable bytes until the `DiskMap` is dropped; a `Bytes` slice owns an `Arc` of
-//!    the `DiskMap`, so it never outlives the mapping.
-//! 2. Bytes below `committed` are not written through the mapping. Slices lie below it.
+//! 1. `raw` maps `raw.len()` readable bytes until the `DiskMap` is dropped; a `Bytes` slice owns an `Arc` of the `DiskMap`,
+//!    so it never outlives the mapping.
+//! 2. Bytes below `committed` are not written any more. Slices lie below it.
 //! 3. Bytes at or above `committed` are written by the one `DiskWriter` only (`has_writer` hands it out once), and read by
 //!    nobody before `commit` publishes them with `Release`, which `slice` pairs with `Acquire`.
 //! 4. `committed` goes back only in `set_committed`, whose `&mut self` shows that there is neither slice nor writer.
 //! 5. The file keeps its length and its blocks while mapped (nothing truncates a segment; every block is allocated and
 //!    written before it is mapped for writing), so that an access cannot fault. The directory lock keeps other processes away.
-//! 6. `write_aside` changes mapped bytes from outside the mapping. It is confined to the first 4 KiB, of which there are
-//!    no slices.
+//! 6. Nothing is written through the mapping: readers' slices and the writer's `pwritev` meet in the page cache. Measured
+//!    on ext4 (64 KiB folios, a sync every 10 batches of 10 KiB, per batch): a store into the mapping costs 4.8 us and its
+//!    share of the sync 5.1 us, for a page fault per page after every sync and the write-protection before it; `pwritev`
+//!    costs 3.7 us and 2.5 us, and a failed write is an error instead of a signal.
+//! 7. `write_aside` changes bytes below `committed`. It is confined to the first 4 KiB, of which there are no slices.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use memmap2::{Advice, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::header::HEADER_BLOCK_BYTES;
 use super::storage::{Map, Writer};
 
+/// Parts of one write: header, stamp, payload, padding.
+const PARTS_MAX: usize = 4;
 /// `write_aside` stays below this position, slices above it.
 const ASIDE_BYTES: usize = HEADER_BLOCK_BYTES;
 
@@ -41,7 +46,7 @@ pub struct DiskMap {
 impl DiskMap {
     /// Maps a file opened for reading and writing, whose blocks are all allocated.
     pub(super) fn new(file: File, committed: usize) -> io::Result<Self> {
-        let raw = MmapRaw::map_raw(&file)?;
+        let raw = MmapOptions::new().map_raw_read_only(&file)?;
         assert!(committed <= raw.len());
         Ok(Self {
             raw,
@@ -124,14 +129,28 @@ pub struct DiskWriter {
 }
 
 impl Writer for DiskWriter {
-    fn write(&mut self, position: usize, bytes: &[u8]) {
+    fn write(&mut self, position: usize, parts: &[&[u8]]) -> io::Result<()> {
         let map = &self.map;
+        let mut bytes: usize = parts.iter().map(|part| part.len()).sum();
         assert!(position >= map.committed.load(Ordering::Relaxed));
-        assert!(position <= map.raw.len() && bytes.len() <= map.raw.len() - position);
-        // SAFETY: the range lies inside the mapping (1, 5) and above `committed`, where only this writer writes and nobody
-        // reads (3); `&mut self` excludes a second call. `bytes` cannot overlap it: a slice of the map lies below
-        // `committed` (2).
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.raw.as_mut_ptr().add(position), bytes.len()) }
+        assert!(position <= map.raw.len() && bytes <= map.raw.len() - position);
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+        let mut slices = &mut slices[..parts.len()];
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        let mut position = position as u64;
+        while bytes > 0 {
+            let written = match rustix::io::pwritev(&map.file, slices, position) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(rustix::io::Errno::INTR) => continue,
+                written => written?,
+            };
+            position += written as u64;
+            bytes -= written;
+            IoSlice::advance_slices(&mut slices, written);
+        }
+        Ok(())
     }
 
     fn commit(&mut self, position: usize) {

@@ -273,8 +273,8 @@ pub(super) mod tests {
         bytes
     }
 
-    fn golden() -> Vec<u8> {
-        let text = include_str!("../../tests/golden/log/record-1.hex");
+    /// The bytes of a commented hex file.
+    pub fn golden(text: &str) -> Vec<u8> {
         let digits: String = text
             .lines()
             .map(|line| line.split('#').next().unwrap_or_default())
@@ -289,7 +289,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_record_keeps_its_golden_bytes() {
-        assert_eq!(encode(7, 2, b"stamp", b"forebay"), golden());
+        let expected = golden(include_str!("../../tests/golden/log/record-1.hex"));
+        assert_eq!(encode(7, 2, b"stamp", b"forebay"), expected);
     }
 
     #[test]

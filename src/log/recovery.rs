@@ -202,7 +202,9 @@ impl<S: Storage> Recovery<'_, S> {
             .storage
             .create_segment(&file, self.config.segment_bytes)
             .map_err(at(&file))?;
-        map.writer().expect("the map is new").write(0, &header.encode());
+        let mut writer = map.writer().expect("the map is new");
+        writer.write(0, &[&header.encode()]).map_err(at(&file))?;
+        drop(writer);
         map.sync().map_err(at(&file))?;
         survey.next_id += 1;
         survey.found.push(Found {

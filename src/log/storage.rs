@@ -105,11 +105,14 @@ pub trait Map: Send + Sync + 'static {
 
 /// The one writer of a map.
 pub trait Writer: Send + 'static {
-    /// Copies bytes to a position at or above the commit mark.
+    /// Copies the parts, one behind the other, to a position at or above the commit mark.
+    ///
+    /// # Errors
+    /// The system's; how much was copied is unknown.
     ///
     /// # Panics
     /// If the range begins below the commit mark or ends beyond the map.
-    fn write(&mut self, position: usize, bytes: &[u8]);
+    fn write(&mut self, position: usize, parts: &[&[u8]]) -> io::Result<()>;
 
     /// Freezes everything below `position` and shows it to readers.
     fn commit(&mut self, position: usize);

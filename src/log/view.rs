@@ -188,6 +188,11 @@ impl<S: Storage> PartitionView<S> {
         self.poison.get()
     }
 
+    /// Closes the partition until the next recovery; the first error stays.
+    pub(super) fn poison_with(&self, error: io::Error) -> Arc<io::Error> {
+        Arc::clone(self.poison.get_or_init(|| Arc::new(error)))
+    }
+
     fn check_poison(&self) -> Result<(), SyncError> {
         match self.poison() {
             None => Ok(()),

@@ -27,8 +27,8 @@ use crate::hub::{Authenticator, Authorities, Entropy, Groups, HubConfig, Policie
 use crate::log::{self, Appender, DiskStorage, Log};
 use crate::metrics::observe::{DiskFacts, QuicFacts, ShardFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness};
-use crate::model::UtcMillis;
 use crate::model::time::Clock;
+use crate::model::{PolicyName, UtcMillis};
 use crate::session::quic::door::{self, Door, HubParts};
 use crate::shard::Durability;
 use crate::shard::actor::{End, Poll, ShardActor, Stop};
@@ -43,6 +43,8 @@ use crate::state::{RedbConfig, RedbState, State};
 
 /// How often the figures that nobody pushes (sizes, positions, depths) are taken.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+/// The policy with all rights.
+pub const OWNER_POLICY: &str = "iothubowner";
 
 type Actors = Vec<Addr<ShardActor<DiskStorage, ShardFacts>>>;
 
@@ -184,6 +186,9 @@ impl Server {
         HubMeta::open(&state, &hub_config, &*entropy, clock.now())?;
         let registry = Registry::open(state.clone(), entropy.clone(), partition_count)?;
         let policies = Policies::open(state.clone(), entropy.clone())?;
+        if let Some(key) = &config.identity.owner_key {
+            set_owner_key(&policies, &key.0).context("identity.owner_key")?;
+        }
         let authorities = Authorities::open(state.clone())?;
         let groups = Groups::new(state.clone());
         let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
@@ -360,6 +365,17 @@ impl Server {
 }
 
 type OwnedPartition = (Appender<DiskStorage>, Arc<Partition<DiskStorage>>, DuplicateFilter);
+
+/// Puts a configured key in force, so that whoever deploys the hub decides what services connect with.
+fn set_owner_key(policies: &Policies, key: &str) -> anyhow::Result<()> {
+    let name = PolicyName::new(OWNER_POLICY)?;
+    let mut owner = policies.get(&name).context("the policy iothubowner is missing")?;
+    if owner.keys.primary_key.as_deref() != Some(key) {
+        owner.keys.primary_key = Some(key.to_owned());
+        policies.wait(|done| policies.put(owner, done))?;
+    }
+    Ok(())
+}
 
 /// Rebuilds every partition's duplicate filter, in parallel.
 fn replay_filters(

@@ -416,10 +416,12 @@ pub struct DiskWriter {
 }
 
 impl Writer for DiskWriter {
-    fn write(&mut self, position: usize, bytes: &[u8]) {
+    fn write(&mut self, position: usize, parts: &[&[u8]]) -> io::Result<()> {
+        let bytes = parts.concat();
         assert!(position >= self.map.committed());
         assert!(position + bytes.len() <= self.map.bytes);
-        self.map.inode().write(position, bytes);
+        self.map.inode().write(position, &bytes);
+        Ok(())
     }
 
     fn commit(&mut self, position: usize) {

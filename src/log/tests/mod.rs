@@ -100,3 +100,14 @@ fn fill<S: Storage>(appender: &mut Appender<S>, batches: u64, bytes: usize) {
 fn sequence(n: u64) -> Start {
     Start::Sequence(SequenceNumber(n))
 }
+
+#[test]
+fn parts_go_to_the_threads_they_are_for() {
+    fn is_send<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    is_send::<Appender<DiskStorage>>();
+    is_send::<Cursor<DiskStorage>>();
+    is_send::<Chunk>();
+    is_shared::<PartitionView<DiskStorage>>();
+    is_shared::<Log<DiskStorage>>();
+}
