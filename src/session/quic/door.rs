@@ -18,6 +18,7 @@ use quinn::{
 use tokio::sync::Notify;
 
 use super::config::Config;
+use super::connection_id::ConnectionIds;
 use super::observer::{Handshake, Observer};
 use super::readers::Readers;
 use super::{device, service};
@@ -249,7 +250,10 @@ pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> 
         .incoming_buffer_size_total(64 << 20);
     let socket = bind_udp(config.listen)?;
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
-    let endpoint = EndpointConfig::new(Arc::new(reset_key));
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    endpoint
+        .cid_generator(|| Box::new(ConnectionIds::new()))
+        .min_reset_interval(RESET_INTERVAL_MIN);
     Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
@@ -265,6 +269,10 @@ fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
+
+/// Between two stateless resets. quinn's 20 ms would keep a fleet of thousands waiting after a crash; a reset is smaller
+/// than the packet it answers, so many of them amplify nothing.
+const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
 
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
 pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHandle>) {
