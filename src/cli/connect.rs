@@ -19,6 +19,15 @@ use crate::model::DeviceId;
 /// idle timeout.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// For one person's connection rather than for a fleet of batteries: a hub that crashed is missed within seconds.
+const TRANSPORT: TransportOptions = TransportOptions {
+    keep_alive: Some(Duration::from_secs(2)),
+    idle_timeout: Duration::from_secs(15),
+    send_window_bytes: 1 << 20,
+    receive_window_bytes: 4 << 20,
+    ack_eliciting_threshold: 20,
+};
+
 /// Runs one subcommand. What it left running is not waited for: a blocked read of standard input has no end.
 pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -33,7 +42,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 /// A socket for connections to hubs that this CA vouches for. Call within a runtime.
 pub(super) fn endpoint(ca_file: &Path) -> anyhow::Result<ClientEndpoint> {
     let tls = client_config(ClientTls::from_ca_file(ca_file)?)?;
-    Ok(ClientEndpoint::new(tls, &TransportOptions::default())?)
+    Ok(ClientEndpoint::new(tls, &TRANSPORT)?)
 }
 
 pub(super) fn address(target: &Target) -> Result<HubAddress, ClientError> {
