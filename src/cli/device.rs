@@ -1,6 +1,14 @@
-use clap::{Args, Subcommand};
+use std::io::{self, Write};
 
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::connect::{self, explain};
 use super::endpoints::HubArgs;
+use crate::client::service::Service;
+use crate::hub::DeviceIdentity;
+use crate::hub::connection_string::ConnectionString;
+use crate::hub::identity::{AuthenticationKind, Status};
 use crate::model::DeviceId;
 
 #[derive(Args, Clone, Debug)]
@@ -18,7 +26,7 @@ pub struct DeviceArgs {
 pub enum DeviceCommand {
     /// Create a device and print its connection string
     Create(CreateArgs),
-    /// List all devices
+    /// List all devices; with --json one object a line
     List,
     /// Show one device, its connection string included
     Show {
@@ -63,6 +71,214 @@ pub struct CreateArgs {
     /// Create it disabled
     #[arg(long)]
     pub disabled: bool,
+}
+
+/// Identities of one page of a list.
+const PAGE: usize = 1000;
+
+impl DeviceArgs {
+    /// # Errors
+    /// The hub cannot be found or reached, or refuses; the text has the contract's code.
+    pub fn run(self) -> anyhow::Result<()> {
+        connect::block_on(self.answer())
+    }
+
+    async fn answer(self) -> anyhow::Result<()> {
+        let target = self.hub.service()?;
+        let endpoint = connect::endpoint(&target.ca_file)?;
+        let service = connect::service(&endpoint, &target).await?;
+        let printer = Printer {
+            host_name: target.connection_string.host_name,
+            json: self.json,
+        };
+        let mut out = io::stdout().lock();
+        match self.command {
+            DeviceCommand::Create(args) => {
+                let wanted = serde_json::to_value(args.identity())?;
+                let created = connect::identity(&service, "device.create", &wanted).await?;
+                printer.created(&mut out, &created)?;
+            }
+            DeviceCommand::List => list(&service, &printer, &mut out).await?,
+            DeviceCommand::Show { device } => {
+                printer.shown(&mut out, &connect::get_device(&service, &device).await?)?;
+            }
+            DeviceCommand::Disable { device, reason } => {
+                let changed = set_status(&service, &device, Status::Disabled, reason).await?;
+                printer.changed(&mut out, &changed, "disabled")?;
+            }
+            DeviceCommand::Enable { device } => {
+                let changed = set_status(&service, &device, Status::Enabled, None).await?;
+                printer.changed(&mut out, &changed, "enabled")?;
+            }
+            DeviceCommand::Delete { device } => {
+                let name = json!({ "deviceId": device.as_str() });
+                service.request("device.delete", &name).await.map_err(explain)?;
+                printer.deleted(&mut out, &device)?;
+            }
+        }
+        out.flush()?;
+        service.close();
+        endpoint.wait_idle().await;
+        Ok(())
+    }
+}
+
+/// Prints page after page, so that a long list needs no memory. The order is the hub's: by partition, then by id.
+async fn list(service: &Service, printer: &Printer, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut after: Option<DeviceId> = None;
+    printer.list_head(out)?;
+    loop {
+        let page = json!({ "after": after.as_ref().map(DeviceId::as_str), "limit": PAGE });
+        let page = service.request("device.list", &page).await.map_err(explain)?;
+        let page: Vec<DeviceIdentity> = serde_json::from_value(page)?;
+        for identity in &page {
+            printer.list_line(out, identity)?;
+        }
+        if page.len() < PAGE {
+            return Ok(());
+        }
+        after = page.last().map(|identity| identity.device_id.clone());
+    }
+}
+
+/// Changes the identity as it was read: a change by somebody else in between is refused by its etag, not overwritten.
+async fn set_status(
+    service: &Service,
+    device: &DeviceId,
+    status: Status,
+    reason: Option<String>,
+) -> anyhow::Result<DeviceIdentity> {
+    let mut identity = connect::get_device(service, device).await?;
+    identity.status = status;
+    identity.status_reason = reason;
+    connect::identity(service, "device.update", &serde_json::to_value(identity)?).await
+}
+
+impl CreateArgs {
+    fn identity(self) -> DeviceIdentity {
+        let mut identity = DeviceIdentity::new(self.device);
+        if self.disabled {
+            identity.status = Status::Disabled;
+        }
+        // IoT Hub, identity registry: a key that is not given is made by the hub.
+        if let Some(key) = self.key {
+            identity.authentication.symmetric_key.primary_key = Some(key);
+        }
+        if let Some(thumbprint) = self.thumbprint {
+            identity.authentication.kind = AuthenticationKind::SelfSigned;
+            identity.authentication.x509_thumbprint.primary_thumbprint = Some(thumbprint);
+        }
+        identity
+    }
+}
+
+/// How answers look.
+struct Printer {
+    host_name: String,
+    json: bool,
+}
+
+impl Printer {
+    /// Only the connection string, so that a script can take it as it is.
+    fn created(&self, out: &mut impl Write, identity: &DeviceIdentity) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", self.document(identity));
+        }
+        writeln!(out, "{}", connection_string(&self.host_name, identity))
+    }
+
+    fn shown(&self, out: &mut impl Write, identity: &DeviceIdentity) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", self.document(identity));
+        }
+        writeln!(out, "device             {}", identity.device_id)?;
+        writeln!(out, "status             {}", status_text(identity))?;
+        writeln!(out, "authentication     {}", kind_text(identity.authentication.kind))?;
+        writeln!(out, "generation         {}", identity.generation_id)?;
+        writeln!(out, "etag               {}", identity.etag)?;
+        writeln!(
+            out,
+            "connection string  {}",
+            connection_string(&self.host_name, identity)
+        )
+    }
+
+    fn changed(&self, out: &mut impl Write, identity: &DeviceIdentity, what: &str) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", self.document(identity));
+        }
+        writeln!(out, "{} is {what}", identity.device_id)
+    }
+
+    fn deleted(&self, out: &mut impl Write, device: &DeviceId) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", json!({ "deviceId": device.as_str(), "deleted": true }));
+        }
+        writeln!(out, "{device} is deleted")
+    }
+
+    fn list_head(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.json {
+            return Ok(());
+        }
+        writeln!(out, "{:<32} {:<20} STATUS", "DEVICE", "AUTHENTICATION")
+    }
+
+    fn list_line(&self, out: &mut impl Write, identity: &DeviceIdentity) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", self.document(identity));
+        }
+        let kind = kind_text(identity.authentication.kind);
+        writeln!(
+            out,
+            "{:<32} {kind:<20} {}",
+            identity.device_id.as_str(),
+            status_text(identity)
+        )
+    }
+
+    /// The identity as the contract has it, and the connection string.
+    fn document(&self, identity: &DeviceIdentity) -> Value {
+        let mut document =
+            serde_json::to_value(identity).expect("an identity has text keys and no failing serializers");
+        document["connectionString"] = connection_string(&self.host_name, identity).to_string().into();
+        document
+    }
+}
+
+pub(super) fn connection_string(host_name: &str, identity: &DeviceIdentity) -> ConnectionString {
+    let device = identity.device_id.as_str();
+    match &identity.authentication.symmetric_key.primary_key {
+        Some(key) if identity.authentication.kind == AuthenticationKind::Sas => {
+            ConnectionString::for_device(host_name, device, key)
+        }
+        _ => ConnectionString {
+            host_name: host_name.to_owned(),
+            device_id: Some(device.to_owned()),
+            x509: true,
+            ..ConnectionString::default()
+        },
+    }
+}
+
+fn status_text(identity: &DeviceIdentity) -> String {
+    let status = match identity.status {
+        Status::Enabled => "enabled",
+        Status::Disabled => "disabled",
+    };
+    match &identity.status_reason {
+        Some(reason) if !reason.is_empty() => format!("{status} ({reason})"),
+        _ => status.to_owned(),
+    }
+}
+
+fn kind_text(kind: AuthenticationKind) -> &'static str {
+    match kind {
+        AuthenticationKind::Sas => "key",
+        AuthenticationKind::SelfSigned => "thumbprint",
+        AuthenticationKind::CertificateAuthority => "CA",
+        AuthenticationKind::None => "none",
+    }
 }
 
 /// For clap: a device id from the command line.

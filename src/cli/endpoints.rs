@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::hub::connection_string::{ConnectionString, ConnectionStringError};
+
 pub const FILE_NAME: &str = "endpoints.json";
 
 /// The content of `endpoints.json`.
@@ -74,8 +76,10 @@ pub enum EndpointsError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("the connection string has no {0}")]
-    ConnectionString(&'static str),
+    #[error("the connection string {0}")]
+    ConnectionString(#[from] ConnectionStringError),
+    #[error("a connection string needs the hub's CA beside it: --ca")]
+    NoCa,
     #[error("{}: there is no device {device:?} (known: {known})", path.display())]
     NoDevice {
         path: PathBuf,
@@ -144,11 +148,12 @@ pub struct HubArgs {
 /// Where and how to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Name the server's certificate must have.
-    pub host: String,
+    /// Its host name is what the server's certificate must show.
+    pub connection_string: ConnectionString,
     pub port: u16,
     pub ca_file: PathBuf,
-    pub connection_string: String,
+    /// Found by its data folder, so it runs on this machine.
+    pub is_local: bool,
 }
 
 impl HubArgs {
@@ -190,51 +195,40 @@ impl HubArgs {
     ) -> Result<Target, EndpointsError> {
         if let Some(text) = &self.connection_string {
             return Ok(Target {
-                host: value(text, "HostName")
-                    .ok_or(EndpointsError::ConnectionString("HostName"))?
-                    .to_owned(),
+                connection_string: ConnectionString::parse(text)?,
                 port: self.port.unwrap_or(Self::PORT),
-                ca_file: self
-                    .ca
-                    .clone()
-                    .ok_or(EndpointsError::ConnectionString("CA file beside it"))?,
-                connection_string: text.clone(),
+                ca_file: self.ca.clone().ok_or(EndpointsError::NoCa)?,
+                is_local: false,
             });
         }
         let endpoints = Endpoints::read(&self.hub)?;
         Ok(Target {
-            connection_string: connection_string(&endpoints)?,
-            host: endpoints.hub_host,
+            connection_string: ConnectionString::parse(&connection_string(&endpoints)?)?,
             port: endpoints.quic_port,
             ca_file: endpoints.ca_file,
+            is_local: true,
         })
     }
 }
 
 impl Target {
-    /// The address to connect to. A hub found by its data folder is on this machine: it is reached by loopback, since its
-    /// `--host` names may be meant for others.
+    /// The address to connect to. A hub on this machine is reached by loopback, since its `--host` names may be meant for
+    /// others.
     ///
     /// # Errors
     /// The resolver's, for hubs elsewhere.
-    pub fn address(&self, is_local: bool) -> io::Result<SocketAddr> {
-        if is_local {
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        if self.is_local {
             return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
         }
-        let mut addresses = (self.host.as_str(), self.port).to_socket_addrs()?;
-        addresses
-            .next()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.host)))
+        let host = self.connection_string.host_name.as_str();
+        let addresses: Vec<_> = (host, self.port).to_socket_addrs()?.collect();
+        // A hub listens on 0.0.0.0 unless it is told otherwise, and `localhost` is often ::1 first.
+        let v4 = addresses.iter().find(|address| address.is_ipv4());
+        v4.or(addresses.first())
+            .copied()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
     }
-}
-
-/// A part of a connection string; names are compared without case, values may hold `=`.
-pub fn value<'a>(connection_string: &'a str, name: &str) -> Option<&'a str> {
-    let parts = connection_string.split(';').filter_map(|part| part.split_once('='));
-    parts
-        .map(|(key, value)| (key.trim(), value.trim()))
-        .find(|(key, _)| key.eq_ignore_ascii_case(name))
-        .map(|(_, v)| v)
 }
 
 #[cfg(test)]
@@ -347,11 +341,12 @@ mod tests {
         let service = hub(&folder).service().unwrap();
         assert_eq!((service.port, service.ca_file), (18883, "/data/ca.pem".into()));
         assert_eq!(
-            value(&service.connection_string, "sharedaccesskeyname"),
+            service.connection_string.shared_access_key_name.as_deref(),
             Some("iothubowner")
         );
         let device = hub(&folder).device("demo-cpu").unwrap();
-        assert_eq!(value(&device.connection_string, "SharedAccessKey"), Some("Yg=="));
+        assert_eq!(device.connection_string.shared_access_key.as_deref(), Some("Yg=="));
+        assert_eq!(device.address().unwrap().to_string(), "127.0.0.1:18883");
         assert!(
             hub(&folder)
                 .device("other")
@@ -363,11 +358,14 @@ mod tests {
         remote.connection_string = Some("HostName=h.example;DeviceId=d;SharedAccessKey=Yg==".into());
         remote.ca = Some("ca.pem".into());
         let target = remote.device("ignored").unwrap();
-        assert_eq!((target.host.as_str(), target.port), ("h.example", 8883));
+        assert_eq!(
+            (target.connection_string.host_name.as_str(), target.port),
+            ("h.example", 8883)
+        );
         remote.connection_string = Some("DeviceId=d".into());
         assert!(matches!(
             remote.service(),
-            Err(EndpointsError::ConnectionString("HostName"))
+            Err(EndpointsError::ConnectionString(ConnectionStringError::NoHost))
         ));
         fs::remove_dir_all(folder).unwrap();
     }

@@ -1,11 +1,14 @@
 //! What a person types: the subcommands, their flags and their help.
 //!
-//! One file a subcommand. Parsing only, but for `config`, which needs nothing of a running hub.
+//! One file a subcommand: what it takes, and a `run` that does it. Answers go to standard output, all else to standard
+//! error; an error ends the process with 1.
 
 pub mod config;
+mod connect;
 pub mod dev;
 pub mod device;
 pub mod endpoints;
+mod lines;
 pub mod log;
 mod running;
 pub mod send;
@@ -60,7 +63,10 @@ impl Cli {
             Command::Dev(args) => args.run(),
             Command::Serve(args) => args.run(),
             Command::Config(args) => Ok(args.run(&mut std::io::stdout().lock())?),
-            Command::Device(_) | Command::Send(_) | Command::Tail(_) | Command::Log(_) => anyhow::bail!("later"),
+            Command::Device(args) => args.run(),
+            Command::Send(args) => args.run(),
+            Command::Tail(args) => args.run(),
+            Command::Log(args) => args.run(),
         }
     }
 }
@@ -135,9 +141,9 @@ mod tests {
             "forebay device create dev/1",
             "forebay device create dev-1 --key AA== --thumbprint 00112233445566778899aabbccddeeff00112233",
             "forebay device create dev-1 --thumbprint 0011",
-            "forebay send dev-1",
+            "forebay send",
             "forebay send dev-1 hello --lines",
-            "forebay send hello",
+            "forebay send dev-1 --lines --message-id one",
             "forebay send dev-1 hello --property a",
             "forebay tail --from yesterday-ish",
             "forebay tail --hub d --connection-string x",

@@ -397,7 +397,8 @@ impl Chunk {
     }
 }
 
-fn events_of<'a>(record: &Record<'a>) -> Vec<Result<Event<'a>, ClientError>> {
+/// The messages of one log record, checked one by one. The record's own checksum is the caller's business.
+pub fn events_of<'a>(record: &Record<'a>) -> Vec<Result<Event<'a>, ClientError>> {
     let protocol = |error: &dyn std::fmt::Display| vec![Err(ClientError::Protocol(error.to_string()))];
     let origin = match Stamp::read(record.stamp) {
         Ok(stamp) => Arc::new(stamp.origin),

@@ -18,6 +18,7 @@ use quinn::{
 use tokio::sync::Notify;
 
 use super::config::Config;
+use super::connection_id::ConnectionIds;
 use super::observer::{Handshake, Observer};
 use super::readers::Readers;
 use super::{device, service};
@@ -255,7 +256,9 @@ pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> 
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint
         .max_udp_payload_size(config.udp_payload_bytes_max.max(UDP_PAYLOAD_BYTES_DEFAULT))
-        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?;
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?
+        .cid_generator(|| Box::new(ConnectionIds::new()))
+        .min_reset_interval(RESET_INTERVAL_MIN);
     Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
@@ -274,6 +277,10 @@ fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
+
+/// Between two stateless resets. quinn's 20 ms would keep a fleet of thousands waiting after a crash; a reset is smaller
+/// than the packet it answers, so many of them amplify nothing.
+const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
 
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
 pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHandle>) {

@@ -10,6 +10,7 @@
 //! deliberately does not know other doors, metrics or the server.
 
 pub mod config;
+mod connection_id;
 mod cursor;
 mod device;
 pub mod door;

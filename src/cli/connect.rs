@@ -1,0 +1,149 @@
+//! What the client subcommands share: a runtime, connections, and refusals said in words.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::endpoints::Target;
+use crate::client::ClientError;
+use crate::client::credential::PolicyKey;
+use crate::client::endpoint::{ClientEndpoint, HubAddress, TransportOptions};
+use crate::client::service::{Service, ServiceOptions};
+use crate::client::tls::{ClientTls, client_config};
+use crate::hub::DeviceIdentity;
+use crate::model::DeviceId;
+
+/// A person waits for the first answer. UDP does not tell that nobody listens, and QUIC itself would go on for the whole
+/// idle timeout.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// For one person's connection rather than for a fleet of batteries: a hub that crashed is missed within seconds.
+const TRANSPORT: TransportOptions = TransportOptions {
+    keep_alive: Some(Duration::from_secs(2)),
+    idle_timeout: Duration::from_secs(15),
+    send_window_bytes: 1 << 20,
+    receive_window_bytes: 4 << 20,
+    ack_eliciting_threshold: 20,
+};
+
+/// Runs one subcommand. What it left running is not waited for: a blocked read of standard input has no end.
+pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime")?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
+/// A socket for connections to hubs that this CA vouches for. Call within a runtime.
+pub(super) fn endpoint(ca_file: &Path) -> anyhow::Result<ClientEndpoint> {
+    let tls = client_config(ClientTls::from_ca_file(ca_file)?)?;
+    Ok(ClientEndpoint::new(tls, &TRANSPORT)?)
+}
+
+pub(super) fn address(target: &Target) -> Result<HubAddress, ClientError> {
+    Ok(HubAddress {
+        address: target.address().map_err(ClientError::Io)?,
+        host_name: target.connection_string.host_name.clone(),
+    })
+}
+
+/// Connects with the rights of the connection string's policy.
+///
+/// # Errors
+/// `ClientError::Credential` when it names none; else as `Service::connect`.
+pub(super) async fn service(endpoint: &ClientEndpoint, target: &Target) -> Result<Service, ClientError> {
+    let connection_string = &target.connection_string;
+    let (Some(policy), Some(key)) = (
+        &connection_string.shared_access_key_name,
+        &connection_string.shared_access_key,
+    ) else {
+        let needs = "the connection string needs SharedAccessKeyName and SharedAccessKey here";
+        return Err(ClientError::Credential(needs.into()));
+    };
+    let options = ServiceOptions {
+        hub: address(target)?,
+        key: PolicyKey {
+            policy: policy.clone(),
+            key: key.clone(),
+        },
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, Service::connect(endpoint, &options)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(no_answer(&options.hub)),
+    }
+}
+
+pub(super) fn no_answer(hub: &HubAddress) -> ClientError {
+    ClientError::Unreachable(format!(
+        "nobody answers at {} (UDP) within {} s",
+        hub.address,
+        CONNECT_TIMEOUT.as_secs()
+    ))
+}
+
+/// A management request that answers with one identity.
+pub(super) async fn identity(
+    service: &Service,
+    operation: &str,
+    document: &serde_json::Value,
+) -> anyhow::Result<DeviceIdentity> {
+    let answer = service.request(operation, document).await.map_err(explain)?;
+    serde_json::from_value(answer).context("the hub's answer is not a device identity")
+}
+
+pub(super) async fn get_device(service: &Service, device: &DeviceId) -> anyhow::Result<DeviceIdentity> {
+    identity(
+        service,
+        "device.get",
+        &serde_json::json!({ "deviceId": device.as_str() }),
+    )
+    .await
+}
+
+/// A refusal in the contract's terms: name and number of the code, then the text.
+pub(super) fn explain(error: ClientError) -> anyhow::Error {
+    match &error {
+        ClientError::Refused { code, reason, .. } => match contract_error(reason) {
+            Some((name, text)) => anyhow::anyhow!("the hub refused: {name} ({code}): {text}"),
+            None => error.into(),
+        },
+        _ => error.into(),
+    }
+}
+
+/// The name and text in `{"Message": "ErrorCode:Name;text"}`.
+fn contract_error(json: &str) -> Option<(String, String)> {
+    let document: serde_json::Value = serde_json::from_str(json).ok()?;
+    let (name, text) = document["Message"]
+        .as_str()?
+        .strip_prefix("ErrorCode:")?
+        .split_once(';')?;
+    Some((name.to_owned(), text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_show_the_contracts_code_and_text() {
+        let refused = |reason: &str| ClientError::Refused {
+            code: 404_001,
+            reason: reason.to_owned(),
+            next: 0,
+        };
+        assert_eq!(
+            explain(refused(
+                r#"{"Message":"ErrorCode:DeviceNotFound;no such device; really"}"#
+            ))
+            .to_string(),
+            "the hub refused: DeviceNotFound (404001): no such device; really"
+        );
+        assert_eq!(explain(refused("plain")).to_string(), "the hub refused: plain (404001)");
+    }
+}

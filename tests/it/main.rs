@@ -1,0 +1,4 @@
+//! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
+
+mod cli;
+mod hub;
