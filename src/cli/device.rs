@@ -1,3 +1,5 @@
+//! `forebay device`: creates, shows and changes device identities.
+
 use clap::{Args, Subcommand};
 
 use super::endpoints::HubArgs;

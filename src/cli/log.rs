@@ -1,3 +1,5 @@
+//! `forebay log`: what a stopped hub has on disk.
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};

@@ -1,3 +1,5 @@
+//! `forebay send`: sends messages as a device.
+
 use clap::Args;
 
 use super::device::device_id;

@@ -1,3 +1,5 @@
+//! `forebay tail`: prints messages as they arrive.
+
 use clap::Args;
 
 use super::endpoints::HubArgs;
