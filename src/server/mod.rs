@@ -389,10 +389,9 @@ fn replay_filters(
             .map(|appender| {
                 scope.spawn(move || -> anyhow::Result<OwnedPartition> {
                     let view = appender.view().clone();
-                    let covered = persisted.covered(view.partition())?;
-                    let filter = recovery::replay(&view, covered)
+                    let (filter, covered) = recovery::rebuild(&view, persisted)
                         .with_context(|| format!("duplicate filter of partition {}", view.partition()))?;
-                    let partition = Arc::new(Partition::new(view.clone(), covered.min(view.durable())));
+                    let partition = Arc::new(Partition::new(view, covered));
                     Ok((appender, partition, filter))
                 })
             })
