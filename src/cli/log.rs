@@ -197,8 +197,8 @@ fn stat(directory: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<bo
     }
     writeln!(
         out,
-        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  {}",
-        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "FROM", "LAST"
+        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  LAST",
+        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "FROM"
     )?;
     for partition in &partitions {
         let is_empty = messages(partition) == 0;
