@@ -1,4 +1,55 @@
-//! Forebay: a self-hosted IoT hub.
+//! Forebay: a self-hosted IoT hub. The map of the crate: data flows down, answers and pushes come back through
+//! handles that the upper module passed down.
+//!
+//! ```text
+//!   devices and services: QUIC (forebay/1)
+//!              |  bytes
+//! +-- session/ v-----------------------------------------------+
+//! |  quic/  door, device, service, cursor, management          |   sockets, TLS, tasks, limits
+//! +------------+-----------------------------------------------+
+//!              |  the door drives a codec                       +-- wire/ -----------------------+
+//!              |------------------------------------------------>  frame  batch  message  stamp |
+//!              |  typed commands                                +-------------------------------+
+//! +-- shard/ --v-----------------------------------------------+
+//! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
+//! |  inbox  shard.rs  plain logic     syncer  keeper  recovery |
+//! +------------+------------------------------------+----------+
+//!              |  decide                            |  keep
+//! +-- hub/ ----v------------------+   +-- log/ -----v----------+
+//! |  auth  sas  registry  policy  |   |  appender  segment     |
+//! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
+//! +------------+------------------+   +-------------+----------+
+//!              |  keep                              |
+//! +-- state/ --v------------------+                 |
+//! |  redb  memory                 |                 |
+//! +------------+------------------+                 |
+//!              |                                    |
+//! +-- model/ --v------------------------------------v----------+
+//! |  ids  message  time  limits   plain values                 |   imports only std
+//! +------------------------------------------------------------+
+//!   beside the flow:  server/ wires all parts, starts, drains    config/  cli/  main.rs
+//!                     metrics/ implements the observers          client/  device, consumer, service
+//!                     testing/ simulated disk, fuzz targets (feature "testing")
+//! ```
+//!
+//! | module | may import | must stay ignorant of |
+//! | --- | --- | --- |
+//! | [`model`] | std | everything else |
+//! | [`wire`] | model | sockets, tokio, actix, clocks, hub, shard |
+//! | [`log`] | model | devices, protocols, async, actix |
+//! | [`state`] | nothing of ours | what its keys and values mean |
+//! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
+//! | [`shard`] | hub, log, model, wire | session, metrics, server |
+//! | [`session`] | wire, shard, hub, model, the readers' side of log | metrics, server |
+//! | [`client`] | wire, model, hub's `sas` and `connection_string`, log's `record` | everything else on the server's side |
+//! | [`metrics`] | observers' traits and events, model | how anything works |
+//! | [`config`] | nothing of ours | who reads it |
+//! | [`server`], [`cli`] | all | |
+//! | `testing` | log, state, model; the parsers it fuzzes | |
+//!
+//! No circles: a lower module that must reach up declares the trait, and the upper one hands in an implementation
+//! ([`shard::observer::Observer`], [`shard::inbox::Waker`]). `tests/tidy.rs` checks the imports against this table, and
+//! the drawing against the modules.
 
 pub mod cli;
 pub mod client;

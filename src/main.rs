@@ -1,3 +1,5 @@
+//! The program: reads the command line and runs what it says.
+
 use std::process::ExitCode;
 
 use clap::Parser as _;

@@ -1,3 +1,5 @@
+//! `forebay config`: prints and checks configurations.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 

@@ -21,6 +21,7 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For one person's connection rather than for a fleet of batteries: a hub that crashed is missed within seconds.
 const TRANSPORT: TransportOptions = TransportOptions {
+    udp_payload_bytes_max: 1452,
     keep_alive: Some(Duration::from_secs(2)),
     idle_timeout: Duration::from_secs(15),
     send_window_bytes: 1 << 20,

@@ -1,3 +1,5 @@
+//! `forebay dev`: a hub to try things with, which makes everything it needs.
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};

@@ -1,3 +1,5 @@
+//! `forebay device`: creates, shows and changes device identities.
+
 use std::io::{self, Write};
 
 use clap::{Args, Subcommand};

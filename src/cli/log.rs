@@ -1,3 +1,5 @@
+//! `forebay log`: what a stopped hub has on disk.
+
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 

@@ -1,3 +1,5 @@
+//! `forebay send`: sends messages as a device.
+
 use std::convert::Infallible;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::time::{Duration, Instant};

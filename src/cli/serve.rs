@@ -1,3 +1,5 @@
+//! `forebay serve`: a hub from a configuration file.
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;

@@ -1,3 +1,5 @@
+//! `forebay tail`: prints messages as they arrive.
+
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -29,6 +29,8 @@ pub struct TransportOptions {
     pub send_window_bytes: u64,
     /// Bytes the hub may have on its way here, per stream and in all; bounds a consumer's memory.
     pub receive_window_bytes: u32,
+    /// Largest UDP payload that path MTU discovery looks for: 1452 fits every Ethernet, 8952 suits jumbo frames.
+    pub udp_payload_bytes_max: u16,
     /// Ask the hub to acknowledge packets rarely: saves CPU on both sides of a busy connection.
     pub ack_eliciting_threshold: u32,
 }
@@ -40,6 +42,7 @@ impl Default for TransportOptions {
             idle_timeout: Duration::from_secs(60),
             send_window_bytes: 1 << 20,
             receive_window_bytes: 4 << 20,
+            udp_payload_bytes_max: 1452,
             ack_eliciting_threshold: 20,
         }
     }
@@ -61,8 +64,13 @@ impl ClientEndpoint {
     pub fn new(tls: Arc<rustls::ClientConfig>, options: &TransportOptions) -> Result<Self, ClientError> {
         let socket = bind().map_err(ClientError::Io)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint =
-            quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).map_err(ClientError::Io)?;
+        let mut config = quinn::EndpointConfig::default();
+        if u64::from(options.udp_payload_bytes_max) > config.get_max_udp_payload_size() {
+            config
+                .max_udp_payload_size(options.udp_payload_bytes_max)
+                .map_err(|error| ClientError::Tls(error.to_string()))?;
+        }
+        let endpoint = quinn::Endpoint::new(config, None, socket, runtime).map_err(ClientError::Io)?;
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| ClientError::Tls(error.to_string()))?;
         Ok(Self {
             endpoint,
@@ -149,6 +157,8 @@ fn bind() -> std::io::Result<std::net::UdpSocket> {
 
 fn transport(options: &TransportOptions) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut mtu_discovery = quinn::MtuDiscoveryConfig::default();
+    mtu_discovery.upper_bound(options.udp_payload_bytes_max);
     let mut ack_frequency = quinn::AckFrequencyConfig::default();
     ack_frequency
         .ack_eliciting_threshold(VarInt::from_u32(options.ack_eliciting_threshold))
@@ -162,6 +172,7 @@ fn transport(options: &TransportOptions) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(mtu_discovery))
         .ack_frequency_config(Some(ack_frequency));
     transport
 }

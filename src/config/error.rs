@@ -1,3 +1,5 @@
+//! Why a configuration is refused, in words for whoever wrote it.
+
 use std::io;
 use std::path::PathBuf;
 

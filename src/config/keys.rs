@@ -215,6 +215,9 @@ table! {
         handshakes_per_second: u32 = 2_000, Range::Between(1, 1_000_000),
             "Full handshakes begun in a second; above it an address must first prove itself (QUIC Retry).",
             "About 0.3 ms of processor time for each handshake.";
+        udp_payload_bytes_max: u16 = 1452, Range::Between(1200, 65_527),
+            "Largest UDP payload that path MTU discovery looks for. 1452 fits every Ethernet; 8952 suits jumbo frames.",
+            "32 x 64 receive buffers of this size, once.";
         stream_window_bytes: Bytes = kib(256), Range::Between(kib(16), mib(16)),
             "Bytes a device may have under way on one stream.",
             "Memory for each busy session.";

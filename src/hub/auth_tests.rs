@@ -1,3 +1,5 @@
+//! Authentication against forged, stale, misplaced and revoked credentials.
+
 use std::sync::Arc;
 
 use base64::Engine as _;

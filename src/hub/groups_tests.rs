@@ -1,3 +1,5 @@
+//! Consumer groups: claims, checkpoints and who may take what from whom.
+
 use super::*;
 use crate::state::MemoryState;
 

@@ -1,3 +1,5 @@
+//! Policies: what they permit, and their limits.
+
 use super::super::entropy::testing::Counting;
 use super::*;
 use crate::state::MemoryState;

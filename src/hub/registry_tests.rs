@@ -1,3 +1,5 @@
+//! The registry against a model, with failing and crashing stores.
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 

@@ -1,3 +1,5 @@
+//! SAS tokens: vectors, forgeries, and texts of any kind.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -137,6 +137,7 @@ impl Settings {
                 idle_timeout: config.quic.idle_timeout,
                 handshake_timeout: config.quic.handshake_timeout,
                 handshakes_per_second: config.quic.handshakes_per_second,
+                udp_payload_bytes_max: config.quic.udp_payload_bytes_max,
                 stream_window_bytes: u32_of(config.quic.stream_window_bytes),
                 connection_window_bytes: u32_of(config.quic.connection_window_bytes),
                 send_window_bytes: u32_of(config.quic.send_window_bytes),
@@ -388,10 +389,9 @@ fn replay_filters(
             .map(|appender| {
                 scope.spawn(move || -> anyhow::Result<OwnedPartition> {
                     let view = appender.view().clone();
-                    let covered = persisted.covered(view.partition())?;
-                    let filter = recovery::replay(&view, covered)
+                    let (filter, covered) = recovery::rebuild(&view, persisted)
                         .with_context(|| format!("duplicate filter of partition {}", view.partition()))?;
-                    let partition = Arc::new(Partition::new(view.clone(), covered.min(view.durable())));
+                    let partition = Arc::new(Partition::new(view, covered));
                     Ok((appender, partition, filter))
                 })
             })

@@ -1,3 +1,5 @@
+//! Tests of the TLS configuration: what is made, read, kept private and refused.
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 

@@ -23,6 +23,8 @@ pub mod router;
 #[allow(clippy::module_inception)]
 pub mod shard;
 pub mod syncer;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::filter::DuplicateFilter;
-use crate::hub::filter::{DeviceKey, Position};
+use crate::hub::filter::{DeviceKey, PersistedFilter, Position};
 use crate::log::{PartitionView, ReadError, SeekError, Start, Storage};
 use crate::model::{DeviceId, Epoch, Generation, SequenceNumber};
 use crate::wire::stamp::Stamp;
@@ -17,18 +17,31 @@ pub enum ReplayError {
     Seek(#[from] SeekError),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error("what is stored of the filter cannot be read")]
+    State(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("record {0} carries no valid stamp")]
     Stamp(SequenceNumber),
+}
+
+/// Reads the filter of a partition from the store and the log; also up to where the store covers the log.
+///
+/// # Errors
+/// `ReplayError`: the store fails, or damage in the part of the log that the filter needs.
+pub fn rebuild<S: Storage>(
+    view: &Arc<PartitionView<S>>,
+    persisted: &PersistedFilter,
+) -> Result<(DuplicateFilter, SequenceNumber), ReplayError> {
+    let covered = persisted
+        .covered(view.partition())
+        .map_err(|error| ReplayError::State(error.into()))?;
+    Ok((replay(view, covered)?, covered.min(view.durable())))
 }
 
 /// Reads the stamps of all records from `covered` on.
 ///
 /// # Errors
 /// `ReplayError`: damage in the part of the log that the filter needs.
-pub fn replay<S: Storage>(
-    view: &Arc<PartitionView<S>>,
-    covered: SequenceNumber,
-) -> Result<DuplicateFilter, ReplayError> {
+fn replay<S: Storage>(view: &Arc<PartitionView<S>>, covered: SequenceNumber) -> Result<DuplicateFilter, ReplayError> {
     let mut filter = DuplicateFilter::default();
     // A log that ends before what the store covers lost its tail to a power cut at a level below `sync`: the numbers in
     // between will be given out again, so the store's mark says nothing and all that is retained is read.

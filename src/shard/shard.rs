@@ -223,7 +223,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     /// Takes snapshots of all partitions that changed, for a drain; they come out of `poll_snapshot`.
     pub fn take_snapshots(&mut self) {
         for owned in &mut self.owned {
-            if owned.unsaved_records > 0 {
+            if owned.unsaved_records > 0 && !owned.is_poisoned {
                 owned.take_snapshot();
             }
         }
@@ -293,16 +293,17 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             return Err(OpenError::EarlyData);
         }
         let epoch = if is_new_epoch {
-            Epoch(position.epoch.0 + 1)
+            // Devices choose epochs too; after the highest there is none that could be given out.
+            position.epoch.0.checked_add(1).map(Epoch)
         } else {
-            open.epoch
+            Some(open.epoch).filter(|epoch| *epoch >= position.epoch)
         };
-        if epoch < position.epoch {
+        let Some(epoch) = epoch else {
             return Err(OpenError::StaleEpoch {
-                asked: epoch.0,
+                asked: open.epoch.0,
                 current: position.epoch.0,
             });
-        }
+        };
         if let Some(earlier) = self.identities.get(&open.key).copied() {
             self.end(earlier, CloseCode::TakenOver, "the same identity connected again", 0);
         }
@@ -496,6 +497,10 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         }
         for append in owned.stalled.drain(..) {
             self.inbox.release(append.budget_bytes);
+        }
+        // Its records will not become durable any more; waiting for them would hold up a stop.
+        if let SnapshotState::Taken(_) = owned.snapshot {
+            owned.snapshot = SnapshotState::Idle;
         }
         let sessions: Vec<SessionId> = self
             .sessions

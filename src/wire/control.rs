@@ -95,6 +95,16 @@ pub struct Ack {
     pub sequence: u64,
 }
 
+impl Ack {
+    /// `to_frame` without an allocation: the most frequent frame the hub sends.
+    pub fn frame_bytes(self) -> [u8; frame::HEADER_BYTES + 8] {
+        let mut bytes = [0; frame::HEADER_BYTES + 8];
+        bytes[..frame::HEADER_BYTES].copy_from_slice(&frame::header(Kind::Ack, 0, 8));
+        bytes[frame::HEADER_BYTES..].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes
+    }
+}
+
 /// Where a cursor starts.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -260,6 +270,13 @@ mod tests {
         }
         .to_frame();
         assert_eq!(ack, [8, 0, 0, 0, 0x12, 1, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(
+            ack,
+            Ack {
+                sequence: 0x0102_0304_0506_0708
+            }
+            .frame_bytes()
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// Handshakes begun in a second; above it a client must show its address with a QUIC Retry first.
     pub handshakes_per_second: u32,
+    /// Largest UDP payload that path MTU discovery may find.
+    pub udp_payload_bytes_max: u16,
     pub stream_window_bytes: u32,
     pub connection_window_bytes: u32,
     pub send_window_bytes: u32,

@@ -104,6 +104,7 @@ pub(super) async fn run(
         write_started: Instant::now(),
         acknowledged: opened.last_sequence,
         expires: identity.expires,
+        expiry: identity.expires.map(|at| door.instant_of(at)),
         is_reading: true,
     }
     .run()
@@ -210,6 +211,8 @@ struct DeviceSession<'a> {
     /// The last sequence an Ack (or the welcome) was made for.
     acknowledged: u64,
     expires: Option<UtcMillis>,
+    /// `expires` on the clock that timers follow.
+    expiry: Option<Instant>,
     is_reading: bool,
 }
 
@@ -217,6 +220,9 @@ impl DeviceSession<'_> {
     async fn run(mut self) -> Result<(), Closing> {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         self.door.observer.session_opened(Peer::Device);
+        // One timer for the session's life: making one for every wait costs more than the wait.
+        let timer = tokio::time::sleep_until(far_future());
+        tokio::pin!(timer);
         // Frames may have come together with the hello.
         self.read_frames()?;
         loop {
@@ -228,7 +234,10 @@ impl DeviceSession<'_> {
             let may_read = self.is_reading
                 && self.blocked.is_none()
                 && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
-            let deadline = self.deadline();
+            let deadline = self.deadline().map_or_else(far_future, Into::into);
+            if timer.deadline() != deadline {
+                timer.as_mut().reset(deadline);
+            }
             tokio::select! {
                 biased;
                 () = self.link.changed() => {
@@ -261,7 +270,7 @@ impl DeviceSession<'_> {
                     Ok(None) => self.is_reading = false,
                     Err(_) => return Err(Closing::gone()),
                 },
-                () = sleep_until(deadline), if deadline.is_some() => self.check_deadline()?,
+                () = timer.as_mut() => self.check_deadline()?,
                 _ = self.connection.closed(), if !may_read => return Err(Closing::gone()),
             }
         }
@@ -280,6 +289,7 @@ impl DeviceSession<'_> {
                         .door
                         .authenticate_token(&self.device, &self.module_id, &renew.token)?;
                     self.expires = identity.expires;
+                    self.expiry = identity.expires.map(|at| self.door.instant_of(at));
                     self.push_outgoing(
                         &Renewed {
                             expires_ms: identity.expires.map_or(0, |at| at.0),
@@ -339,7 +349,7 @@ impl DeviceSession<'_> {
         let sequence = self.link.acknowledged();
         if sequence > self.acknowledged && self.outgoing.is_empty() {
             self.acknowledged = sequence;
-            self.push_outgoing(&Ack { sequence }.to_frame());
+            self.push_outgoing(&Ack { sequence }.frame_bytes());
         }
     }
 
@@ -351,14 +361,18 @@ impl DeviceSession<'_> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let expiry = self.expires.map(|at| self.door.instant_of(at));
+        let expiry = self.expiry;
         let write = (!self.outgoing.is_empty()).then(|| self.write_started + WRITE_TIMEOUT);
         [expiry, write].into_iter().flatten().min()
     }
 
-    fn check_deadline(&self) -> Result<(), Closing> {
-        if self.expires.is_some_and(|at| self.door.clock.now() >= at) {
-            return Err(Closing::new(CloseCode::TokenExpired, "the token has expired"));
+    fn check_deadline(&mut self) -> Result<(), Closing> {
+        if let Some(at) = self.expires {
+            if self.door.clock.now() >= at {
+                return Err(Closing::new(CloseCode::TokenExpired, "the token has expired"));
+            }
+            // The wall clock was set back, or the token outlives what a timer is asked to wait.
+            self.expiry = Some(self.door.instant_of(at));
         }
         if !self.outgoing.is_empty() && self.write_started.elapsed() >= WRITE_TIMEOUT {
             return Err(Closing::new(CloseCode::TooSlow, "acknowledgements are not read"));
@@ -396,9 +410,9 @@ impl DeviceSession<'_> {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
+/// Later than any session lives.
+fn far_future() -> tokio::time::Instant {
+    static FAR: std::sync::LazyLock<tokio::time::Instant> =
+        std::sync::LazyLock::new(|| tokio::time::Instant::now() + Duration::from_secs(366 * 86_400));
+    *FAR
 }

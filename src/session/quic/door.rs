@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use actix_rt::ArbiterHandle;
 use bytes::Bytes;
 use quinn::{
-    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig,
-    VarInt, ZeroRttAccepted,
+    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, RecvStream, SendStream,
+    ServerConfig, TransportConfig, VarInt, ZeroRttAccepted,
 };
 use tokio::sync::Notify;
 
@@ -220,6 +220,8 @@ fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<
 pub fn transport(config: &Config) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(config.idle_timeout).unwrap_or(IdleTimeout::from(VarInt::from_u32(u32::MAX)));
+    let mut mtu_discovery = MtuDiscoveryConfig::default();
+    mtu_discovery.upper_bound(config.udp_payload_bytes_max);
     let mut ack_frequency = quinn::AckFrequencyConfig::default();
     ack_frequency.ack_eliciting_threshold(VarInt::from_u32(20));
     ack_frequency.max_ack_delay(Some(Duration::from_millis(25)));
@@ -232,6 +234,7 @@ pub fn transport(config: &Config) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .crypto_buffer_size(8 * 1024)
+        .mtu_discovery_config(Some(mtu_discovery))
         // Clients of any QUIC stack that offer the extension send fewer acknowledgements of our packets.
         .ack_frequency_config(Some(ack_frequency));
     transport
@@ -252,10 +255,15 @@ pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> 
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint
+        .max_udp_payload_size(config.udp_payload_bytes_max.max(UDP_PAYLOAD_BYTES_DEFAULT))
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?
         .cid_generator(|| Box::new(ConnectionIds::new()))
         .min_reset_interval(RESET_INTERVAL_MIN);
     Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
+
+/// What any QUIC peer may send without asking (quinn's default).
+const UDP_PAYLOAD_BYTES_DEFAULT: u16 = 1472;
 
 fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::DGRAM, None)?;

@@ -1,0 +1,109 @@
+//! Accidents that were found once, and cases that chance would seldom meet.
+
+use super::*;
+
+fn opened_or_error(world: &mut World, device: usize, epoch: Epoch, is_early: bool) -> Result<Opened, OpenError> {
+    world.devices[device].epoch = Some(epoch);
+    let how = if is_early { Connect::Early } else { Connect::Resume };
+    world.connect(device, how);
+    let session = world.process().sessions.pop().expect("just pushed");
+    let now = world.now();
+    world.process().shard.drain(100, now);
+    world.sync(world.devices[device].partition.0);
+    world.progress();
+    session.reply.expect("not read yet").try_recv().expect("answered")
+}
+
+/// A device may choose any epoch; after the highest one the next could not be counted, and the shard panicked.
+#[test]
+fn the_highest_epoch_has_no_next() {
+    let mut world = World::new(Durability::Sync);
+    assert!(opened_or_error(&mut world, 0, Epoch(u64::MAX), false).is_ok());
+    world.step(&Step::Drain { commands_max: 10 });
+    let session = SessionId(world.next_session - 1);
+    let mut builder = BatchBuilder::default();
+    builder.push_body(&body(0, 1, 1, 0));
+    assert!(world.process().inbox.try_reserve(4096));
+    let now = world.now();
+    world.process().inbox.push_append(Append {
+        session,
+        batch: Batch {
+            first_sequence: 1,
+            count: 1,
+            skip: false,
+            payload: builder.finish_payload(),
+        },
+        budget_bytes: 4096,
+        received: now.instant,
+        submitted: now.instant,
+    });
+    world.settle();
+    let refused = opened_or_error(&mut world, 0, Epoch(0), false);
+    assert_eq!(
+        refused,
+        Err(OpenError::StaleEpoch {
+            asked: 0,
+            current: u64::MAX
+        })
+    );
+}
+
+#[test]
+fn early_data_neither_takes_over_nor_gets_an_epoch() {
+    let mut world = World::new(Durability::Sync);
+    assert_eq!(
+        opened_or_error(&mut world, 0, Epoch(0), true),
+        Err(OpenError::EarlyData)
+    );
+    let how = Connect::Resume;
+    world.devices[0].epoch = None;
+    world.step(&Step::Connect { device: 0, how });
+    world.settle();
+    let epoch = world.devices[0].epoch.expect("given by the hub");
+    assert_eq!(opened_or_error(&mut world, 0, epoch, true), Err(OpenError::EarlyData));
+    assert_eq!(world.process().sessions[0].link.end(), None);
+    world.step(&Step::Close { device: 0 });
+    world.settle();
+    let opened = opened_or_error(&mut world, 0, epoch, true);
+    assert_eq!(
+        opened,
+        Ok(Opened {
+            epoch,
+            last_sequence: 0
+        })
+    );
+}
+
+/// A failed partition kept its last snapshot waiting for ever, so that every stop took the whole drain time.
+#[test]
+fn a_failed_partition_does_not_hold_up_a_stop() {
+    let mut world = World::new(Durability::Sync);
+    for device in 0..DEVICES {
+        world.step(&Step::Connect {
+            device,
+            how: Connect::Resume,
+        });
+    }
+    world.settle();
+    world.step(&Step::Send {
+        device: 0,
+        count: 3,
+        bytes: 10,
+    });
+    world.step(&Step::Drain { commands_max: 100 });
+    world.step(&Step::TakeSnapshots);
+    world.step(&Step::FailSync);
+    world.step(&Step::Sync { partition: 0 });
+    let session = &world.process().sessions[0];
+    assert_eq!(session.link.end().map(|end| end.code), Some(CloseCode::Internal));
+    assert_eq!(session.link.acknowledged(), 0);
+    assert_eq!(
+        world.process().sessions[1].link.end(),
+        None,
+        "the other partition goes on"
+    );
+    world.process().shard.stop("the end of the test");
+    world.process().shard.take_snapshots();
+    world.settle();
+    assert!(world.process().shard.is_idle());
+}
