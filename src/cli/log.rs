@@ -1,4 +1,8 @@
 //! `forebay log`: what a stopped hub has on disk.
+//!
+//! Holds the directory lock meanwhile and changes nothing. `verify` ends with 1 for damage: stored messages that cannot
+//! be read back. Records that were begun above the last mark and are not whole are shown and are no damage: an end of the
+//! process or of the power may leave some, and from the files alone they cannot be told from it.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
