@@ -151,7 +151,7 @@ async fn open(
     door.router
         .inbox(partition)
         .push_control(Command::Open(open))
-        .map_err(|_| OpenError::Stopping)?;
+        .map_err(|_| OpenError::Busy)?;
     match answer.await {
         Ok(opened) => opened.map(|opened| (session, link, opened)),
         Err(_) => Err(OpenError::Stopping),
@@ -164,6 +164,7 @@ fn closing_of(error: OpenError) -> Closing {
         OpenError::EarlyData => CloseCode::UnexpectedFrame,
         OpenError::Poisoned(_) | OpenError::State(_) => CloseCode::Internal,
         OpenError::Stopping => CloseCode::Draining,
+        OpenError::Busy => CloseCode::Busy,
     };
     Closing::new(code, error.to_string())
 }
