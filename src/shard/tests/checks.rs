@@ -177,7 +177,7 @@ impl World {
                 session.is_closed = true;
                 return assert!(self.process().partitions[partition].view.is_poisoned());
             }
-            Err(error @ (OpenError::State(_) | OpenError::Stopping)) => panic!("{error}"),
+            Err(error @ (OpenError::Busy | OpenError::State(_) | OpenError::Stopping)) => panic!("{error}"),
         };
         self.assert_stored(
             session.device,

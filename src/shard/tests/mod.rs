@@ -119,7 +119,7 @@ enum Step {
     FailSync,
     DiskFull,
     DiskFree,
-    ClockStep {
+    MoveClock {
         ms: i64,
     },
     PowerOffAfter {
@@ -176,7 +176,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::FailSync),
         1 => Just(Step::DiskFull),
         2 => Just(Step::DiskFree),
-        1 => (-5000i64..5000).prop_map(|ms| Step::ClockStep { ms }),
+        1 => (-5000i64..5000).prop_map(|ms| Step::MoveClock { ms }),
         1 => (0u64..12).prop_map(|operations| Step::PowerOffAfter { operations }),
         2 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
         2 => Just(Step::Kill),

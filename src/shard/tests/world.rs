@@ -273,7 +273,7 @@ impl World {
             Step::FailSync => self.disk.fail_sync_after(0),
             Step::DiskFull => self.disk.set_bytes_max(Some(0)),
             Step::DiskFree => self.disk.set_bytes_max(None),
-            Step::ClockStep { ms } => self.utc += ms,
+            Step::MoveClock { ms } => self.utc += ms,
             Step::PowerOffAfter { operations } => self.disk.power_off_after(operations),
             Step::Crash { seed } => self.restart(Some(seed), seed.rotate_left(17)),
             Step::Kill => self.restart(None, 0),

@@ -10,7 +10,7 @@ impl Rng {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,7 +20,7 @@ impl Rng {
 
     /// Below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
+        (self.number() % end as u64) as usize
     }
 }
 
@@ -81,7 +81,7 @@ impl Engine {
         let length = 1 + self.rng.below((input.len() - at).min(64));
         match kind {
             0 | 1 => input[at] ^= 1 << self.rng.below(8),
-            2 => input[at] = self.rng.next() as u8,
+            2 => input[at] = self.rng.number() as u8,
             3 | 4 => self.tweak_number(input, at),
             5 => input.truncate(at),
             6 => drop(input.drain(at..at + length)),
@@ -91,7 +91,7 @@ impl Engine {
                 input.splice(to..to, copy);
             }
             8 => {
-                let bytes: Vec<u8> = (0..length).map(|_| self.rng.next() as u8).collect();
+                let bytes: Vec<u8> = (0..length).map(|_| self.rng.number() as u8).collect();
                 input[at..at + length].copy_from_slice(&bytes);
             }
             _ => self.splice(input),
