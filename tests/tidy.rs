@@ -76,8 +76,12 @@ impl Source {
             .trim_end_matches(".rs")
     }
 
+    /// Tests and fuzz entries: neither is in a release.
     fn is_test(&self) -> bool {
-        self.path.ends_with("_tests.rs") || self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+        self.path.ends_with("/fuzz.rs")
+            || self.path.ends_with("_tests.rs")
+            || self.path.ends_with("/tests.rs")
+            || self.path.contains("/tests/")
     }
 
     /// The text without comments and without the unit tests that close the file.
