@@ -68,6 +68,8 @@ pub(super) async fn run(
         inbox: inbox.clone(),
         session,
     };
+    // A change of the identity between the first look and the open would have found no session to end.
+    let identity = door.authenticate_device(connection, &device, &hello)?;
     let limits = BatchLimits {
         message_bytes_max: door.config.message_bytes_max as usize,
         count_max: BATCH_COUNT_MAX,
