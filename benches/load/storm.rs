@@ -71,6 +71,11 @@ impl StormArgs {
             Figure::new("resumed_handshakes_per_s", sessions / resumed.seconds, "1/s"),
             Figure::new("resumed_server_cpu_ms", milliseconds(&resumed), "ms"),
             Figure::new("client_cpu_ms_per_full", full.client.total() / sessions * 1e3, "ms"),
+            Figure::new(
+                "client_cpu_ms_per_resumed",
+                resumed.client.total() / sessions * 1e3,
+                "ms",
+            ),
             Figure::new("sessions", sessions, ""),
         ];
         Ok(Run {
