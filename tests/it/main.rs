@@ -2,3 +2,7 @@
 
 mod cli;
 mod hub;
+mod kill9;
+mod network;
+mod peers;
+mod sessions;

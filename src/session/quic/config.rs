@@ -7,7 +7,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// Sessions open at a time; further ones are closed with `Busy`.
+    /// Connections open at a time; further ones are refused (QUIC's CONNECTION_REFUSED) and counted as `Busy`.
     pub sessions_max: usize,
     /// A connection without any packet for this long is given up.
     pub idle_timeout: Duration,

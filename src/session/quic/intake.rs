@@ -107,6 +107,14 @@ impl Intake {
 
     fn read_frames(&mut self) -> Result<Option<Said>, IntakeError> {
         while let Some(Frame { kind, flags, body }) = self.decoder.poll_frame()? {
+            let is_batch = matches!(kind, Kind::Append | Kind::AppendPlain);
+            if !is_batch && body.len() > CONTROL_BYTES_MAX as usize {
+                // The decoder's bound is that of batches: here any frame may come next.
+                return Err(IntakeError::Frame(FrameError::TooLarge {
+                    bytes: body.len() as u32,
+                    bytes_max: CONTROL_BYTES_MAX,
+                }));
+            }
             match kind {
                 Kind::Append => self.take(Batch::check(&body, flags, &self.limits)?),
                 Kind::AppendPlain => {
