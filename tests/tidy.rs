@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["model"]),
     ("state", &[]),
     ("hub", &["model", "state"]),
-    ("shard", &["hub", "log", "model", "wire"]),
+    ("shard", &["hub", "log", "model", "state", "wire"]),
     (
         "session",
         &[
