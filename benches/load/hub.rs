@@ -42,14 +42,33 @@ pub struct HubArgs {
     #[arg(long, global = true)]
     start: bool,
     /// Durability level of the started hub: sync, interval=10ms or os [default: sync]
-    #[arg(long, value_name = "LEVEL", global = true, requires = "start")]
+    #[arg(long, value_name = "LEVEL", global = true)]
     durability: Option<String>,
     /// Any configuration key of the started hub; repeatable
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true, requires = "start")]
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true)]
     set: Vec<String>,
     /// Where the started hub's folder is made: choose the disk to measure [default: the temporary folder]
-    #[arg(long, value_name = "DIR", global = true, requires = "start")]
+    #[arg(long, value_name = "DIR", global = true)]
     dir: Option<PathBuf>,
+}
+
+impl HubArgs {
+    /// Which hub, and nothing about it that only a started one can be told.
+    ///
+    /// # Errors
+    /// Says what contradicts.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.start || self.hub.is_some(),
+            "name a running hub by its data folder (--hub DIR), or --start one"
+        );
+        let is_told = self.durability.is_some() || !self.set.is_empty() || self.dir.is_some();
+        ensure!(
+            self.start || !is_told,
+            "--durability, --set and --dir are for a hub that is started (--start)"
+        );
+        Ok(())
+    }
 }
 
 /// A device of the measurement.
@@ -147,13 +166,10 @@ impl Hub {
     /// # Errors
     /// The hub does not run, does not start or does not answer.
     pub async fn open(args: &HubArgs) -> anyhow::Result<Self> {
+        args.check()?;
         let (started, folder, pid) = match &args.hub {
-            Some(folder) => (None, folder.clone(), holder(&folder.join("lock"))?),
+            Some(folder) => (None, folder.clone(), holder(&folder.join("log/lock"))?),
             None => {
-                ensure!(
-                    args.start,
-                    "name a running hub by its data folder (--hub DIR), or --start one"
-                );
                 let started = Started::start(args).await?;
                 let (folder, pid) = (started.folder.clone(), started.child.id());
                 (Some(started), folder, pid)
@@ -168,8 +184,7 @@ impl Hub {
         };
         let service = hub.service(&hub.endpoint(&TransportOptions::default())?).await?;
         // The level as it was asked for names the interval as well.
-        let asked = args.durability.as_deref().filter(|_| args.start);
-        hub.durability = asked.unwrap_or(service.durability()).to_owned();
+        hub.durability = args.durability.as_deref().unwrap_or(service.durability()).to_owned();
         ensure!(
             hub.durability.starts_with(service.durability()),
             "the hub runs at {}, not at {}",

@@ -179,8 +179,17 @@ mod tests {
 
     #[test]
     fn settings_are_for_started_hubs_only() {
-        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--start", "--hub", "d"]).is_err());
-        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--hub", "d", "--durability", "os"]).is_err());
-        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--start", "--durability", "os"]).is_ok());
+        let check = |line: &str| match Cli::try_parse_from(line.split(' ')) {
+            Ok(cli) => cli.common.hub.check().is_ok(),
+            Err(_) => false,
+        };
+        assert!(check("forebay-bench ingest --hub d"));
+        assert!(check(
+            "forebay-bench ingest --start --durability os --set log.segment_bytes=16MiB"
+        ));
+        assert!(!check("forebay-bench ingest"));
+        assert!(!check("forebay-bench ingest --start --hub d"));
+        assert!(!check("forebay-bench ingest --hub d --durability os"));
+        assert!(!check("forebay-bench ingest --hub d --dir x"));
     }
 }
