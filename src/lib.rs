@@ -39,7 +39,7 @@
 //! | [`log`] | model | devices, protocols, async, actix |
 //! | [`state`] | nothing of ours | what its keys and values mean |
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
-//! | [`shard`] | hub, log, model, wire | session, metrics, server |
+//! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
 //! | [`session`] | wire, shard, hub, model, the readers' side of log | metrics, server |
 //! | [`client`] | wire, model, hub's `sas` and `connection_string`, log's `record` | everything else on the server's side |
 //! | [`metrics`] | observers' traits and events, model | how anything works |

@@ -1,4 +1,8 @@
 //! `forebay log`: what a stopped hub has on disk.
+//!
+//! Holds the directory lock meanwhile and changes nothing. `verify` ends with 1 for damage: stored messages that cannot
+//! be read back. Records that were begun above the last mark and are not whole are shown and are no damage: an end of the
+//! process or of the power may leave some, and from the files alone they cannot be told from it.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -199,8 +203,8 @@ fn stat(directory: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<bo
     }
     writeln!(
         out,
-        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  {}",
-        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "FROM", "LAST"
+        "{:>9} {:>8} {:>6} {:>14} {:>10} {:>14} {:>14} {:>14}  {:<24}  LAST",
+        "PARTITION", "SEGMENTS", "SPARES", "BYTES", "BATCHES", "MESSAGES", "FIRST", "NEXT", "FROM"
     )?;
     for partition in &partitions {
         let is_empty = messages(partition) == 0;

@@ -1,4 +1,12 @@
 //! `forebay send`: sends messages as a device.
+//!
+//! ```text
+//! standard input ──thread──> blocks of lines ──> the device's buffer ──> hub
+//!                 (channel: 4 blocks)        (8 MiB unacknowledged)
+//! ```
+//!
+//! Each step waits for the next one, so a fast producer is slowed to what the hub stores. Once connected, the hub may go
+//! and come back: what is not acknowledged is sent again and stored once.
 
 use std::convert::Infallible;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};

@@ -1,4 +1,11 @@
 //! `forebay tail`: prints messages as they arrive.
+//!
+//! ```text
+//! hub ──cursor──> reader (a task a partition) ──lines──> output (a thread)
+//! ```
+//!
+//! A reader's position moves when the output has taken its lines, so a new connection goes on exactly behind them: no
+//! message is missing and none comes twice. Order is kept within a partition, not between them.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;

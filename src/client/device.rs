@@ -32,6 +32,10 @@ use crate::wire::message;
 /// Dropped stretches remembered, so that a late look at a receipt can still tell; older ones read as acknowledged.
 const DROPPED_RANGES_MAX: usize = 1024;
 
+/// Frames that wait are collected up to about this size and written at once: small batches would cost a wake-up of the
+/// connection each.
+const WRITE_BYTES: usize = 64 << 10;
+
 /// How a device connects and what it keeps.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -579,30 +583,34 @@ impl Driver {
         let count_max = self.options.batch_count_max.min(welcome.batch_count_max);
         let bytes_max = self.options.batch_bytes_max.min(welcome.batch_bytes_max as usize);
         let mut builder = BatchBuilder::default();
-        let mut frame = Vec::new();
+        let mut frames = Vec::new();
         loop {
-            frame.clear();
+            frames.clear();
             {
                 let mut inner = self.shared.lock();
-                let mut first = None;
-                let mut last = 0;
+                let (mut first, mut last) = (0, 0);
                 for (sequence, archive) in inner.buffer.unacknowledged(next) {
                     // A hole ends a batch: its messages are numbered without gaps.
-                    let is_full = builder.count() == count_max
-                        || (!builder.is_empty() && builder.body_bytes() + archive.len() + 4 > bytes_max);
-                    if is_full || first.is_some() && sequence != last + 1 {
-                        break;
+                    let is_full = builder.count() == count_max || builder.body_bytes() + archive.len() + 4 > bytes_max;
+                    if !builder.is_empty() && (is_full || sequence != last + 1) {
+                        builder.finish(first, first > next, &mut frames);
+                        next = last + 1;
+                        if frames.len() >= WRITE_BYTES {
+                            break;
+                        }
                     }
-                    first.get_or_insert(sequence);
+                    if builder.is_empty() {
+                        first = sequence;
+                    }
                     last = sequence;
                     builder.push_archive(archive);
                 }
+                if !builder.is_empty() {
+                    builder.finish(first, first > next, &mut frames);
+                    next = last + 1;
+                }
                 if let Some(error) = inner.buffer.take_read_error() {
                     return Err(BufferError::Io(error).into());
-                }
-                if let Some(first) = first {
-                    builder.finish(first, first > next, &mut frame);
-                    next = last + 1;
                 }
                 if let Some(at) = inner.buffer.poll_timeout(Instant::now())
                     && at <= Instant::now()
@@ -610,9 +618,9 @@ impl Driver {
                     inner.buffer.handle_timeout(Instant::now())?;
                 }
             }
-            if frame.is_empty() {
+            if frames.is_empty() {
                 self.shared.pushed.notified().await;
-            } else if send.write_all(&frame).await.is_err() {
+            } else if send.write_all(&frames).await.is_err() {
                 // The reader learns the reason.
                 return std::future::pending().await;
             }

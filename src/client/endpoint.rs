@@ -79,6 +79,18 @@ impl ClientEndpoint {
         })
     }
 
+    /// The same socket with a TLS configuration of its own: what it remembers for resumption is then not shared.
+    ///
+    /// # Errors
+    /// `ClientError::Tls` when `tls` lacks what QUIC needs.
+    pub fn with_tls(&self, tls: Arc<rustls::ClientConfig>) -> Result<Self, ClientError> {
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| ClientError::Tls(error.to_string()))?;
+        Ok(Self {
+            crypto: Arc::new(crypto),
+            ..self.clone()
+        })
+    }
+
     /// Moves all connections to a new UDP port; their sessions stay.
     ///
     /// # Errors

@@ -34,6 +34,7 @@ pub struct ServiceOptions {
 pub struct Service {
     connection: Connection,
     partition_count: u16,
+    durability: String,
     /// The first stream: its end is the session's.
     _session: (SendStream, RecvStream),
 }
@@ -66,12 +67,18 @@ impl Service {
         Ok(Self {
             connection,
             partition_count: welcome.partition_count,
+            durability: welcome.durability,
             _session: (send, recv),
         })
     }
 
     pub fn partition_count(&self) -> u16 {
         self.partition_count
+    }
+
+    /// `sync`, `interval` or `os`: what this hub's acknowledgements stand for.
+    pub fn durability(&self) -> &str {
+        &self.durability
     }
 
     /// A management request; operations are those of the hub's native door, answers JSON documents.

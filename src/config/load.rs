@@ -31,6 +31,18 @@ impl Sources {
     }
 }
 
+/// A configuration from a file's text alone.
+///
+/// # Errors
+/// As `load`.
+#[cfg(any(test, feature = "testing"))]
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    apply_text(&mut config, text, Path::new("text"))?;
+    config.check()?;
+    Ok(config)
+}
+
 /// Reads, merges and checks everything.
 ///
 /// # Errors
@@ -59,6 +71,10 @@ fn apply_file(config: &mut Config, path: &Path) -> Result<(), ConfigError> {
         path: path.to_owned(),
         source,
     })?;
+    apply_text(config, &text, path)
+}
+
+fn apply_text(config: &mut Config, text: &str, path: &Path) -> Result<(), ConfigError> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
         path: path.to_owned(),
         detail: error.to_string(),

@@ -16,6 +16,8 @@ mod value;
 
 pub use error::ConfigError;
 pub use keys::{Config, Identity, Limits, Log, Ops, Process, Quic, Shard};
+#[cfg(any(test, feature = "testing"))]
+pub use load::parse;
 pub use load::{Sources, load};
 pub use render::{default_toml, to_toml};
 pub use value::{Bytes, Durability, Host, LogFilter, LogFormat, Secret};

@@ -55,6 +55,9 @@ pub enum RecoverError {
     /// Records behind it were durable. Going on without them could give out sequence numbers a second time.
     #[error("{file}: the segment's header is unreadable")]
     Header { file: String },
+    /// Records that were durable are not in the file any more: it was cut, or written by something else.
+    #[error("{file}: the segment's mark names a place that the file does not have")]
+    Mark { file: String },
     /// The directory belongs to a log and has no segment; going on would begin again at 0.
     #[error("{dir}: no segment is left")]
     NoSegment { dir: String },
@@ -155,6 +158,11 @@ impl<S: Storage> Recovery<'_, S> {
             let header =
                 SegmentHeader::decode(&block).filter(|header| header.id == id && header.partition == self.partition);
             let mark = Mark::find(&block, id);
+            if let (Some(header), Some(mark)) = (&header, &mark)
+                && (mark.position > file.bytes || mark.sequence < header.base)
+            {
+                return Err(RecoverError::Mark { file: path });
+            }
             survey.next_id = id + 1;
             match header {
                 Some(header) => survey.found.push(Found {

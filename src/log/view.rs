@@ -256,6 +256,38 @@ impl<S: Storage> PartitionView<S> {
         active.map.write_aside(MARK_POSITIONS[last.slot], &mark.encode())
     }
 
+    /// For a stop, when the appender has written its last: syncs and durably marks the very end, so that the next start can
+    /// tell damage to any of it from a torn tail.
+    ///
+    /// # Errors
+    /// As `sync`.
+    pub fn finish(&self) -> Result<SequenceNumber, SyncError> {
+        let end = self.sync()?;
+        let mut last = hold(&self.sync);
+        let active = hold(&self.dirty).last().cloned();
+        let marked = active.map_or(Ok(()), |active| {
+            let mark = Mark {
+                segment_id: active.segment.header.id,
+                sequence: end,
+                position: active.map.committed() as u64,
+                incarnation: self.incarnation,
+            };
+            last.segment_id = mark.segment_id;
+            last.position = active.map.committed();
+            last.slot = (last.slot + 1) % MARK_POSITIONS.len();
+            active.map.write_aside(MARK_POSITIONS[last.slot], &mark.encode())?;
+            active.map.sync()
+        });
+        drop(last);
+        match marked {
+            Ok(()) => Ok(end),
+            Err(error) => {
+                self.poison_with(error);
+                self.check_poison().map(|()| end)
+            }
+        }
+    }
+
     /// Publishes what is written as durable without a sync: for the durability level that trusts the operating system.
     /// Survives the end of the process, not a loss of power; `prepare` still syncs segments that are full. Does nothing once the partition is closed by an error.
     pub fn publish_unsynced(&self) -> SequenceNumber {

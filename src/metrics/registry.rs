@@ -500,6 +500,7 @@ mod tests {
     fn the_scrape_and_the_table_name_the_same_series() {
         let metrics = metrics();
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
+        metrics.auth_refused("expired");
         let text = metrics.render();
         let names: Vec<_> = text
             .lines()

@@ -47,9 +47,9 @@ series! {
     BACKPRESSURE = Counter "forebay_backpressure_seconds_total" ["cause"] "Time for which sessions were not read, by cause.";
     SESSIONS = Gauge "forebay_sessions" ["kind"] "Open sessions.";
     CLOSED = Counter "forebay_connections_closed_total" ["reason"] "Connections the hub closed, by close code.";
+    HANDSHAKES = Counter "forebay_handshakes_total" ["outcome"] "Handshakes, by outcome.";
     AUTH_REFUSED = Counter "forebay_credentials_refused_total" ["reason"] "Refused credentials, by reason.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";
-    HANDSHAKES = Counter "forebay_handshakes_total" ["outcome"] "Handshakes, by outcome.";
     LOG_BYTES = Gauge "forebay_log_bytes" ["partition"] "Bytes of messages that a partition keeps.";
     LOG_SEGMENTS = Gauge "forebay_log_segments" ["partition"] "Segment files of a partition.";
     LOG_NEXT = Gauge "forebay_log_next_sequence_number" ["partition"] "Sequence number the next record of a partition gets.";

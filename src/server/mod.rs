@@ -346,6 +346,11 @@ impl Server {
         }
         // The syncer's last round follows the last append.
         drop(self.syncer.take());
+        for partition in self.router.partitions() {
+            if let Err(error) = partition.view.finish() {
+                tracing::error!(partition = %partition.view.partition(), %error, "the end of the log was not synced");
+            }
+        }
         drop(self.keeper);
         for arbiter in self.arbiters.drain(..) {
             arbiter.stop();

@@ -68,6 +68,9 @@ pub enum OpenError {
     State(String),
     #[error("the hub is stopping")]
     Stopping,
+    /// The shard's queue is full: back off.
+    #[error("too many sessions open at once")]
+    Busy,
 }
 
 /// Stores a batch of a session. The answer is the link's `acknowledged`.

@@ -130,7 +130,8 @@ impl Inbox {
         Ok(())
     }
 
-    pub(super) fn pop(&self) -> Option<Command> {
+    /// The next command; the shard alone takes them.
+    pub fn pop(&self) -> Option<Command> {
         self.commands.pop()
     }
 
@@ -145,7 +146,7 @@ impl Inbox {
     }
 
     /// The shard calls this before it drains: whatever is pushed from here on wakes it again.
-    pub(super) fn going_to_drain(&self) {
+    pub fn going_to_drain(&self) {
         self.is_awake.store(false, Ordering::Release);
         std::sync::atomic::fence(Ordering::SeqCst);
     }

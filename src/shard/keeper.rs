@@ -86,7 +86,7 @@ fn prepare<S: Storage>(
             }
             false
         }
-        Err(PrepareError::DiskFull { .. }) => {
+        Err(PrepareError::DiskFull) => {
             if !*is_full {
                 *is_full = true;
                 observer.disk_full(partition, true);

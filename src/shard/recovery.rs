@@ -6,6 +6,7 @@ use super::filter::DuplicateFilter;
 use crate::hub::filter::{DeviceKey, PersistedFilter, Position};
 use crate::log::{PartitionView, ReadError, SeekError, Start, Storage};
 use crate::model::{DeviceId, Epoch, Generation, SequenceNumber};
+use crate::state;
 use crate::wire::stamp::Stamp;
 
 const READ_BYTES: usize = 4 << 20;
@@ -34,7 +35,21 @@ pub fn rebuild<S: Storage>(
     let covered = persisted
         .covered(view.partition())
         .map_err(|error| ReplayError::State(error.into()))?;
-    Ok((replay(view, covered)?, covered.min(view.durable())))
+    let mut filter = replay(view, covered)?;
+    if covered <= view.durable() {
+        return Ok((filter, covered));
+    }
+    // The store's mark lies beyond a log that lost its tail (see `replay`). It must come down before anything is
+    // appended: a log that grew past it would hide the new records from the next replay.
+    let durable = view.durable();
+    let positions = filter.take_snapshot();
+    let saved = state::blocking(|done| persisted.save(view.partition(), durable, positions, done));
+    match saved {
+        Some(Ok(())) => filter.snapshot_saved(),
+        Some(Err(error)) => return Err(ReplayError::State(error.into())),
+        None => return Err(ReplayError::State("the store is closed".into())),
+    }
+    Ok((filter, durable))
 }
 
 /// Reads the stamps of all records from `covered` on.

@@ -385,14 +385,16 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             }
             Verdict::Gap { expected } => {
                 let reason = format!("sequence {} where {expected} was expected", batch.first_sequence);
-                return Ok(self.refuse(&append, CloseCode::SequenceGap, &reason));
+                self.refuse(&append, CloseCode::SequenceGap, &reason);
+                return Ok(());
             }
             Verdict::Stale => {
-                return Ok(self.refuse(
+                self.refuse(
                     &append,
                     CloseCode::StaleEpoch,
                     "a newer epoch of this device has been seen",
-                ));
+                );
+                return Ok(());
             }
         };
         let rest;
@@ -443,10 +445,12 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 Err(append)
             }
             Err(error @ AppendError::RecordTooLarge { .. }) => {
-                Ok(self.refuse(&append, CloseCode::FrameTooLarge, &error.to_string()))
+                self.refuse(&append, CloseCode::FrameTooLarge, &error.to_string());
+                Ok(())
             }
             Err(error @ AppendError::Poisoned { .. }) => {
-                Ok(self.refuse(&append, CloseCode::Internal, &error.to_string()))
+                self.refuse(&append, CloseCode::Internal, &error.to_string());
+                Ok(())
             }
         }
     }

@@ -352,3 +352,28 @@ fn an_interrupted_recycling_leaves_no_trace() {
         assert!(read[0].0 <= first.0 && read.len() as u64 == 8 - read[0].0);
     }
 }
+
+/// After a stop everything was acknowledged: what no longer reads is damage, not a torn tail, down to the last record.
+#[test]
+fn damage_behind_a_finished_end_is_told_apart_from_a_torn_tail() {
+    for finished in [true, false] {
+        let disk = Disk::default();
+        let mut opened = open(&disk, small()).expect("an empty disk");
+        fill(&mut opened.appender, 3, 100);
+        opened.view.sync().expect("a good disk");
+        if finished {
+            assert_eq!(opened.view.finish().expect("a good disk"), SequenceNumber(3));
+        }
+        drop(opened);
+        disk.kill();
+        disk.corrupt(ACTIVE, |bytes| bytes[position(2, 100) + HEADER_BYTES] ^= 1);
+        let opened = open(&disk, small()).expect("damage is reported, not refused");
+        assert_eq!(opened.recovered.damage.is_some(), finished);
+        let next = if finished { SequenceNumber(3) } else { SequenceNumber(2) };
+        assert_eq!(
+            opened.view.written(),
+            next,
+            "a number that was acknowledged is not given out again"
+        );
+    }
+}

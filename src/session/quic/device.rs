@@ -68,6 +68,8 @@ pub(super) async fn run(
         inbox: inbox.clone(),
         session,
     };
+    // A change of the identity between the first look and the open would have found no session to end.
+    let identity = door.authenticate_device(connection, &device, &hello)?;
     let limits = BatchLimits {
         message_bytes_max: door.config.message_bytes_max as usize,
         count_max: BATCH_COUNT_MAX,
@@ -151,7 +153,7 @@ async fn open(
     door.router
         .inbox(partition)
         .push_control(Command::Open(open))
-        .map_err(|_| OpenError::Stopping)?;
+        .map_err(|_| OpenError::Busy)?;
     match answer.await {
         Ok(opened) => opened.map(|opened| (session, link, opened)),
         Err(_) => Err(OpenError::Stopping),
@@ -164,6 +166,7 @@ fn closing_of(error: OpenError) -> Closing {
         OpenError::EarlyData => CloseCode::UnexpectedFrame,
         OpenError::Poisoned(_) | OpenError::State(_) => CloseCode::Internal,
         OpenError::Stopping => CloseCode::Draining,
+        OpenError::Busy => CloseCode::Busy,
     };
     Closing::new(code, error.to_string())
 }

@@ -21,7 +21,7 @@ pub mod observer;
 pub mod readers;
 mod service;
 
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod fuzz {
     //! Entry points for fuzzing what reads a device's bytes.
     pub use super::intake::Intake;

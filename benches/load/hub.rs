@@ -1,0 +1,351 @@
+//! The hub that is measured: one that runs, found by its data folder, or one that is started for the measurement.
+//!
+//! A started hub is a child process of the sibling program `forebay`, so that its CPU is told from the client's. Its folder
+//! is removed when the measurement ends, however it ends.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use forebay::cli::endpoints::{Endpoints, FILE_NAME};
+use forebay::client::ClientError;
+use forebay::client::credential::{Credential, PolicyKey};
+use forebay::client::device::DeviceOptions;
+use forebay::client::endpoint::{ClientEndpoint, HubAddress, TransportOptions};
+use forebay::client::service::{Service, ServiceOptions};
+use forebay::client::tls::{ClientTls, client_config};
+use forebay::hub::DeviceIdentity;
+use forebay::hub::connection_string::ConnectionString;
+use forebay::model::DeviceId;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::progress::Progress;
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests for new devices under way at a time.
+const CREATES_MAX: usize = 64;
+
+#[derive(Clone, Debug, Args)]
+pub struct HubArgs {
+    /// Measure the hub that runs with this data folder
+    #[arg(long, value_name = "DIR", global = true, conflicts_with = "start")]
+    hub: Option<PathBuf>,
+    /// Start a hub for each run (the program `forebay` beside this one) and remove its data afterwards
+    #[arg(long, global = true)]
+    start: bool,
+    /// Durability level of the started hub: sync, interval=10ms or os [default: sync]
+    #[arg(long, value_name = "LEVEL", global = true, requires = "start")]
+    durability: Option<String>,
+    /// Any configuration key of the started hub; repeatable
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true, requires = "start")]
+    set: Vec<String>,
+    /// Where the started hub's folder is made: choose the disk to measure [default: the temporary folder]
+    #[arg(long, value_name = "DIR", global = true, requires = "start")]
+    dir: Option<PathBuf>,
+}
+
+/// A device of the measurement.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub id: DeviceId,
+    /// Base64.
+    pub key: String,
+}
+
+/// A hub's child process and its folder; dropping it ends both.
+struct Started {
+    args: HubArgs,
+    folder: PathBuf,
+    child: Child,
+}
+
+impl Started {
+    async fn start(args: &HubArgs) -> anyhow::Result<Self> {
+        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let nanos = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+        let folder = parent.join(format!("forebay-bench-{}-{nanos}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        let child = match spawn(args, &folder, None) {
+            Ok(child) => child,
+            Err(error) => {
+                let _ = fs::remove_dir_all(&folder);
+                return Err(error);
+            }
+        };
+        let mut started = Self {
+            args: args.clone(),
+            folder,
+            child,
+        };
+        started.ready().await?;
+        Ok(started)
+    }
+
+    /// Until the file with the ports is there, which the hub writes when they are open.
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let file = self.folder.join(FILE_NAME);
+        while !file.exists() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the hub ended while it started: {status}");
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the hub did not start within {START_TIMEOUT:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Already waited for after an orderly end; then these do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn spawn(args: &HubArgs, folder: &Path, quic_port: Option<u16>) -> anyhow::Result<Child> {
+    let program = std::env::current_exe()
+        .context("the path of this program")?
+        .with_file_name("forebay");
+    let mut command = Command::new(&program);
+    command.args(["dev", "--any-ports", "--fleet", "0", "--quiet", "--data"]);
+    command.arg(folder);
+    command.args(["--durability", args.durability.as_deref().unwrap_or("sync")]);
+    let set = args.set.iter().cloned();
+    for pair in set.chain(quic_port.map(|port| format!("quic.listen=127.0.0.1:{port}"))) {
+        command.args(["--set", &pair]);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("{} (build it too: cargo build --release --bins)", program.display()))
+}
+
+pub struct Hub {
+    started: Option<Started>,
+    pid: u32,
+    endpoints: Endpoints,
+    durability: String,
+    settings: Vec<String>,
+}
+
+impl Hub {
+    /// # Errors
+    /// The hub does not run, does not start or does not answer.
+    pub async fn open(args: &HubArgs) -> anyhow::Result<Self> {
+        let (started, folder, pid) = match &args.hub {
+            Some(folder) => (None, folder.clone(), holder(&folder.join("lock"))?),
+            None => {
+                ensure!(
+                    args.start,
+                    "name a running hub by its data folder (--hub DIR), or --start one"
+                );
+                let started = Started::start(args).await?;
+                let (folder, pid) = (started.folder.clone(), started.child.id());
+                (Some(started), folder, pid)
+            }
+        };
+        let mut hub = Self {
+            started,
+            pid,
+            endpoints: Endpoints::read(&folder)?,
+            durability: String::new(),
+            settings: args.set.clone(),
+        };
+        let service = hub.service(&hub.endpoint(&TransportOptions::default())?).await?;
+        // The level as it was asked for names the interval as well.
+        let asked = args.durability.as_deref().filter(|_| args.start);
+        hub.durability = asked.unwrap_or(service.durability()).to_owned();
+        ensure!(
+            hub.durability.starts_with(service.durability()),
+            "the hub runs at {}, not at {}",
+            service.durability(),
+            hub.durability
+        );
+        Ok(hub)
+    }
+
+    pub fn durability(&self) -> &str {
+        &self.durability
+    }
+
+    /// What a started hub was set to beside its defaults.
+    pub fn settings(&self) -> &[String] {
+        &self.settings
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A socket for any number of connections.
+    ///
+    /// # Errors
+    /// The hub's CA file or a socket cannot be had.
+    pub fn endpoint(&self, options: &TransportOptions) -> anyhow::Result<ClientEndpoint> {
+        Ok(ClientEndpoint::new(self.tls()?, options)?)
+    }
+
+    /// TLS with a memory of its own for resumption.
+    ///
+    /// # Errors
+    /// The hub's CA file cannot be read.
+    pub fn tls(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        Ok(client_config(ClientTls::from_ca_file(&self.endpoints.ca_file)?)?)
+    }
+
+    fn address(&self) -> HubAddress {
+        HubAddress {
+            address: (std::net::Ipv4Addr::LOCALHOST, self.endpoints.quic_port).into(),
+            host_name: self.endpoints.hub_host.clone(),
+        }
+    }
+
+    /// # Errors
+    /// The hub does not answer or refuses.
+    pub async fn service(&self, endpoint: &ClientEndpoint) -> anyhow::Result<Service> {
+        let owner = ConnectionString::parse(&self.endpoints.iothub_connection_string)?;
+        let options = ServiceOptions {
+            hub: self.address(),
+            key: PolicyKey {
+                policy: owner.shared_access_key_name.context("endpoints.json has no policy")?,
+                key: owner.shared_access_key.context("endpoints.json has no key")?,
+            },
+        };
+        tokio::time::timeout(Duration::from_secs(10), Service::connect(endpoint, &options))
+            .await
+            .context("the hub does not answer")?
+            .context("the service connection")
+    }
+
+    pub fn device_options(&self, member: &Member) -> DeviceOptions {
+        DeviceOptions::new(self.address(), member.id.clone(), Credential::Key(member.key.clone()))
+    }
+
+    /// Devices named `bench-0` and so on; those that are missing are created.
+    ///
+    /// # Errors
+    /// The hub refuses.
+    pub async fn members(&self, count: usize) -> anyhow::Result<Vec<Member>> {
+        let endpoint = self.endpoint(&TransportOptions::default())?;
+        let service = Arc::new(self.service(&endpoint).await?);
+        let mut progress = Progress::new("devices", count as u64);
+        let mut members = vec![None; count];
+        let mut creating = JoinSet::new();
+        let mut next = 0..count;
+        loop {
+            while creating.len() < CREATES_MAX
+                && let Some(index) = next.next()
+            {
+                let service = service.clone();
+                creating.spawn(async move { Ok::<_, anyhow::Error>((index, member(&service, index).await?)) });
+            }
+            let Some(created) = creating.join_next().await else {
+                break;
+            };
+            let (index, member) = created??;
+            members[index] = Some(member);
+            progress.add(1);
+        }
+        service.close();
+        endpoint.wait_idle().await;
+        Ok(members.into_iter().flatten().collect())
+    }
+
+    /// Kills a started hub without a warning, starts it again on the same port and waits until it is ready.
+    ///
+    /// # Errors
+    /// It was not started by this program, or does not come back.
+    pub async fn kill_and_restart(&mut self) -> anyhow::Result<()> {
+        let started = self.started.as_mut().context("--kill9 needs --start")?;
+        started.child.kill()?;
+        started.child.wait()?;
+        fs::remove_file(started.folder.join(FILE_NAME))?;
+        started.child = spawn(&started.args, &started.folder, Some(self.endpoints.quic_port))?;
+        self.pid = started.child.id();
+        started.ready().await
+    }
+
+    /// Stops a started hub in order and removes its folder.
+    ///
+    /// # Errors
+    /// It does not stop, or stops with an error.
+    pub async fn close(mut self) -> anyhow::Result<()> {
+        let Some(mut started) = self.started.take() else {
+            return Ok(());
+        };
+        kill_process(Pid::from_child(&started.child), Signal::TERM)?;
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            if let Some(status) = started.child.try_wait()? {
+                ensure!(status.success(), "the hub ended with {status}");
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the hub did not stop within {STOP_TIMEOUT:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn member(service: &Service, index: usize) -> anyhow::Result<Member> {
+    let id = DeviceId::new(&format!("bench-{index}"))?;
+    let document = json!({ "deviceId": id.as_str() });
+    let answer = match service.request("device.create", &document).await {
+        // It exists, or the hub refuses the second request too and says why.
+        Err(ClientError::Refused { .. }) => service.request("device.get", &document).await?,
+        answer => answer?,
+    };
+    let identity: DeviceIdentity = serde_json::from_value(answer).context("the hub's answer is no identity")?;
+    let key = identity.authentication.symmetric_key.primary_key;
+    Ok(Member {
+        id,
+        key: key.context("the device has no key")?,
+    })
+}
+
+/// The process that holds the lock of a data folder.
+fn holder(lock: &Path) -> anyhow::Result<u32> {
+    let inode = fs::metadata(lock)
+        .with_context(|| format!("{}: no hub's data folder", lock.display()))?
+        .ino();
+    let locks = fs::read_to_string("/proc/locks").context("/proc/locks")?;
+    lock_holder(&locks, inode).with_context(|| format!("{}: no hub runs with this folder", lock.display()))
+}
+
+/// Lines of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF`.
+fn lock_holder(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let found = fields.get(5)?.rsplit(':').next()?.parse() == Ok(inode) && fields.get(1) == Some(&"FLOCK");
+        found.then(|| fields.get(4)?.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_found() {
+        let locks = "1: POSIX  ADVISORY  READ 5 fe:00:131 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF\n";
+        assert_eq!(lock_holder(locks, 131), Some(4711));
+        assert_eq!(lock_holder(locks, 13), None);
+    }
+}

@@ -1,0 +1,85 @@
+//! What does a quiet session cost the server?
+
+use std::time::Duration;
+
+use clap::Args;
+use forebay::client::endpoint::TransportOptions;
+use serde::Serialize;
+
+use crate::cpu::Memory;
+use crate::fleet::{self, FleetOptions};
+use crate::hub::Hub;
+use crate::measure::Mark;
+use crate::progress::Progress;
+use crate::report::{Figure, Run};
+
+/// Memory is read when what the handshakes needed has been given back.
+const SETTLE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct IdleArgs {
+    /// Sessions
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    sessions: usize,
+    /// Client sockets they share
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    sockets: u64,
+    /// Handshakes under way at a time
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    parallel: usize,
+    /// Time over which the quiet hub's CPU is measured
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    seconds: f64,
+}
+
+impl IdleArgs {
+    /// # Errors
+    /// The hub refuses, or is gone.
+    pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let members = hub.members(self.sessions).await?;
+        let endpoints = (0..self.sockets)
+            .map(|_| hub.endpoint(&TransportOptions::default()))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Progress::sleep("settle", SETTLE).await;
+        let empty = Memory::of(hub.pid())?;
+        let options = FleetOptions {
+            parallel: self.parallel,
+            ..FleetOptions::default()
+        };
+        let before = Mark::now(hub)?;
+        let devices = fleet::connect(hub, &members, options, |index| {
+            endpoints[index % endpoints.len()].clone()
+        })
+        .await?;
+        let connecting = before.until(Mark::now(hub)?);
+        Progress::sleep("settle", SETTLE).await;
+        let full = Memory::of(hub.pid())?;
+        let before = Mark::now(hub)?;
+        Progress::sleep("measure", Duration::from_secs_f64(self.seconds)).await;
+        let quiet = before.until(Mark::now(hub)?);
+        let lost = devices.iter().filter(|device| device.connects() != 1).count();
+        drop(devices);
+        let sessions = self.sessions as f64;
+        let each = |full: u64, empty: u64| full.saturating_sub(empty) as f64 / sessions / 1024.0;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let figures = vec![
+            Figure::new("server_kib_per_session", each(full.anonymous, empty.anonymous), "KiB"),
+            Figure::new("server_rss_kib_per_session", each(full.resident, empty.resident), "KiB"),
+            Figure::new("server_rss_before", mib(empty.resident), "MiB"),
+            Figure::new("server_rss_after", mib(full.resident), "MiB"),
+            Figure::new("handshakes_per_s", sessions / connecting.seconds, "1/s"),
+            Figure::new(
+                "server_cpu_ms_per_handshake",
+                connecting.server.total() / sessions * 1e3,
+                "ms",
+            ),
+            Figure::new("server_cores_quiet", quiet.server.total() / quiet.seconds, ""),
+            Figure::new("sessions", sessions, ""),
+            Figure::new("sessions_lost", lost as f64, ""),
+        ];
+        Ok(Run {
+            figures,
+            latencies: None,
+        })
+    }
+}

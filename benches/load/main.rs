@@ -1,0 +1,186 @@
+//! `forebay-bench`: drives a whole hub and says what it cost.
+//!
+//! The figure is the server's CPU seconds per million acknowledged messages, read from outside by its process id; rates
+//! and latencies stand beside it, and every result names the durability level it was measured at. The client runs on one
+//! thread, sends prebuilt incompressible bodies and counts acknowledgements.
+//!
+//! One file a scenario; beside them [`hub`] (which hub), [`fleet`] (its devices), [`saturate`] and [`pace`] (how they
+//! send), [`measure`] (what is read before and after) and [`report`] (what is printed).
+
+mod catchup;
+mod cpu;
+mod fleet;
+mod hub;
+mod idle;
+mod ingest;
+mod latency;
+mod measure;
+mod pace;
+mod progress;
+mod report;
+mod saturate;
+mod storm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::hub::{Hub, HubArgs};
+use crate::report::{Report, Run};
+
+/// Measures a Forebay hub: its CPU per message, rates, latencies, memory per session.
+#[derive(Debug, Parser)]
+#[command(name = "forebay-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Repeat and report median, least and most. A started hub is a fresh one each time
+    #[arg(long, value_name = "N", default_value_t = 1, global = true, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// One JSON object on standard output instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    /// Write the latency distribution of all runs as HdrHistogram percentile text
+    #[arg(long, value_name = "FILE", global = true)]
+    hdr: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Devices send as fast as acknowledgements allow, or each at a set rate
+    Ingest(ingest::IngestArgs),
+    /// Open loop: messages leave at set times whatever the hub does; latency counts from the intended time
+    Latency(latency::LatencyArgs),
+    /// Fill a backlog, then read all of it; with --kill9 the hub is killed in between
+    Catchup(catchup::CatchupArgs),
+    /// Many quiet sessions: memory of the server for each
+    Idle(idle::IdleArgs),
+    /// All sessions are lost at once and come back: handshakes a second and their cost
+    Storm(storm::StormArgs),
+}
+
+impl Scenario {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Ingest(_) => "ingest",
+            Self::Latency(_) => "latency",
+            Self::Catchup(_) => "catchup",
+            Self::Idle(_) => "idle",
+            Self::Storm(_) => "storm",
+        }
+    }
+
+    fn parameters(&self) -> serde_json::Value {
+        let json = match self {
+            Self::Ingest(args) => serde_json::to_value(args),
+            Self::Latency(args) => serde_json::to_value(args),
+            Self::Catchup(args) => serde_json::to_value(args),
+            Self::Idle(args) => serde_json::to_value(args),
+            Self::Storm(args) => serde_json::to_value(args),
+        };
+        json.expect("arguments are numbers and texts")
+    }
+
+    async fn run(&self, hub: &mut Hub) -> anyhow::Result<Run> {
+        match self {
+            Self::Ingest(args) => args.run(hub).await,
+            Self::Latency(args) => args.run(hub).await,
+            Self::Catchup(args) => args.run(hub).await,
+            Self::Idle(args) => args.run(hub).await,
+            Self::Storm(args) => args.run(hub).await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("forebay-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    // One thread: what the client takes from the server's cores is then known and small.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime")?;
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = measure_all(cli) => report,
+            // Leaving through here stops a started hub and removes its folder.
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        }
+    });
+    runtime.shutdown_background();
+    let report = report?;
+    if let Some(file) = &cli.common.hdr {
+        report.write_hdr(file)?;
+    }
+    if cli.common.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(())
+}
+
+async fn measure_all(cli: &Cli) -> anyhow::Result<Report> {
+    let mut report = None;
+    for _ in 0..cli.common.runs {
+        let mut hub = Hub::open(&cli.common.hub).await?;
+        let report = report.get_or_insert_with(|| {
+            Report::new(
+                cli.scenario.name(),
+                cli.scenario.parameters(),
+                hub.durability(),
+                hub.settings(),
+            )
+        });
+        report.add(cli.scenario.run(&mut hub).await?);
+        hub.close().await?;
+    }
+    Ok(report.expect("there is at least one run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_explained() {
+        Cli::command().debug_assert();
+        for scenario in Cli::command().get_subcommands() {
+            for argument in scenario.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    scenario.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn settings_are_for_started_hubs_only() {
+        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--start", "--hub", "d"]).is_err());
+        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--hub", "d", "--durability", "os"]).is_err());
+        assert!(Cli::try_parse_from(["forebay-bench", "ingest", "--start", "--durability", "os"]).is_ok());
+    }
+}

@@ -1,0 +1,203 @@
+//! Replays saved inputs and then changes them, one second a target; `FOREBAY_FUZZ_SECONDS=600` for longer, and
+//! `FOREBAY_FUZZ_SEED` to go where an earlier run went. An input that panics is written to `tests/fuzz/<target>/`, and
+//! from then on replayed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::{Engine, TARGETS, Target};
+
+fn folder(target: &Target) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz")
+        .join(target.name)
+}
+
+/// Saved inputs, in order of their names.
+fn saved(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder(target))
+        .map(|entries| entries.map(|entry| entry.expect("a readable folder").path()).collect())
+        .unwrap_or_default();
+    paths.sort();
+    let read = |path: PathBuf| {
+        let bytes = std::fs::read(&path).expect("a readable file");
+        (path, bytes)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// The bytes of a golden file.
+fn golden(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    let text = std::fs::read_to_string(path).expect("a golden file");
+    let digits = text
+        .lines()
+        .flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+    digits.map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect()
+}
+
+fn wire(name: &str) -> Vec<u8> {
+    golden(&format!("wire/{name}.hex"))
+}
+
+/// Whole, valid inputs.
+fn seeds(target: &Target) -> Vec<Vec<u8>> {
+    const HEADER_BYTES: usize = crate::wire::frame::HEADER_BYTES;
+    let text = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    match target.name {
+        "intake" => {
+            let frames = [wire("append"), wire("append-plain"), wire("renew"), wire("goodbye")];
+            // Twice the same and two that follow each other, so that frames are joined.
+            let mut following = wire("append");
+            following[6] = 0;
+            let mut joined = following.clone();
+            following[HEADER_BYTES] += 2;
+            joined.extend_from_slice(&following);
+            [&frames[..], &[frames.concat(), joined]].concat()
+        }
+        "batch" => vec![[&[1, 0][..], &wire("append")[HEADER_BYTES..]].concat()],
+        "plain" => vec![wire("append-plain")[HEADER_BYTES..].to_vec()],
+        "control" => {
+            let names = [
+                "hello",
+                "welcome",
+                "goodbye",
+                "renew",
+                "renewed",
+                "ack",
+                "subscribe",
+                "subscribed",
+                "credit",
+                "checkpoint",
+                "checkpoint-stored",
+                "failed",
+                "request",
+                "response",
+            ];
+            let frames = (0u8..).zip(names);
+            frames
+                .map(|(which, name)| [&[which][..], &wire(name)[HEADER_BYTES..]].concat())
+                .collect()
+        }
+        "stamp" => vec![wire("stamp")],
+        "log-records" => vec![golden("log/1/p0000-1-records.hex"), golden("log/record-1.hex")],
+        "log-segment" => {
+            let mut segment = golden("log/1/p0000-1-head.hex");
+            segment.resize(512, 0);
+            segment.extend_from_slice(&golden("log/1/p0000-1-mark.hex"));
+            segment.resize(4096, 0);
+            segment.extend_from_slice(&golden("log/1/p0000-1-records.hex"));
+            [0u8, 1].map(|how| [&[how][..], &segment].concat()).to_vec()
+        }
+        "sas-token" => text(&[
+            "SharedAccessSignature sr=hub.example%2Fdevices%2Fthermostat-7&sig=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA%3D&se=1766000000",
+            "SharedAccessSignature sr=hub.example&sig=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA%3D&se=9999999999&skn=service",
+        ]),
+        "connection-string" => text(&[
+            "HostName=h.example;DeviceId=d=1;ModuleId=m;SharedAccessKey=AAEC=",
+            "HostName=h.example;DeviceId=d;SharedAccessSignature=SharedAccessSignature sr=x&sig=y&se=1",
+            "HostName=h.example;GatewayHostName=gw;DeviceId=d;x509=true",
+            "Endpoint=sb://h.example/;SharedAccessKeyName=service;SharedAccessKey=AA==;EntityPath=events",
+        ]),
+        "config" => {
+            let short = "[identity]\nhost_names = [\"a.example\"]\npartition_count = 8\n[process]\n\
+                         durability = { interval = \"10ms\" }\nsync_gap = \"1s\"\n[log]\nsegment_bytes = \"64MiB\"\n";
+            let whole = crate::config::default_toml();
+            text(&[
+                short,
+                &whole
+                    .lines()
+                    .filter(|line| !line.starts_with('#'))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            ])
+        }
+        name => panic!("{name} has no seeds"),
+    }
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+fn fuzz(target: &Target, budget: Duration, seed: u64) -> u64 {
+    let mut corpus = seeds(target);
+    for (path, input) in saved(target) {
+        let replayed = catch_unwind(AssertUnwindSafe(|| (target.run)(&input)));
+        assert!(replayed.is_ok(), "saved input {} panics", path.display());
+        corpus.push(input);
+    }
+    for input in &corpus {
+        (target.run)(input);
+    }
+    let mut engine = Engine::new(seed, corpus);
+    let (start, mut runs) = (Instant::now(), 0);
+    while start.elapsed() < budget {
+        let input = engine.next_input();
+        runs += 1;
+        if catch_unwind(AssertUnwindSafe(|| (target.run)(&input))).is_err() {
+            let name = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &input);
+            let path = folder(target).join(format!("{name:08x}"));
+            std::fs::create_dir_all(folder(target)).expect("a writable folder");
+            std::fs::write(&path, &input).expect("a writable folder");
+            panic!(
+                "{} panics; seed {seed}, run {runs}, saved as {}",
+                target.name,
+                path.display()
+            );
+        }
+    }
+    runs
+}
+
+fn fuzz_named(name: &str) {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target");
+    let budget = Duration::from_secs(number("FOREBAY_FUZZ_SECONDS", 1));
+    let runs = fuzz(target, budget, number("FOREBAY_FUZZ_SEED", 1));
+    println!("{name}: {runs} inputs");
+}
+
+macro_rules! targets {
+    ($($test:ident = $name:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            fuzz_named($name);
+        })*
+
+        #[test]
+        fn every_target_is_run() {
+            assert!(TARGETS.iter().map(|target| target.name).eq([$($name),*]));
+        }
+    };
+}
+
+targets! {
+    intake = "intake";
+    batch = "batch";
+    plain = "plain";
+    control = "control";
+    stamp = "stamp";
+    log_records = "log-records";
+    log_segment = "log-segment";
+    sas_token = "sas-token";
+    connection_string = "connection-string";
+    config = "config";
+}
+
+#[test]
+fn a_target_that_panics_is_found_and_a_seed_repeats_a_run() {
+    let inputs = |seed| {
+        let mut engine = Engine::new(seed, vec![b"an input of some length".to_vec(), b"another".to_vec()]);
+        std::iter::repeat_with(|| engine.next_input())
+            .take(500)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(inputs(7), inputs(7));
+    assert_ne!(inputs(7), inputs(8));
+    // A length field one too large: what a parser without a check would read past.
+    let reads_past = |input: &[u8]| input.first().is_some_and(|&length| usize::from(length) >= input.len());
+    assert!(inputs(7).iter().any(|input| reads_past(input)));
+}
