@@ -36,6 +36,15 @@ const DROPPED_RANGES_MAX: usize = 1024;
 /// connection each.
 const WRITE_BYTES: usize = 64 << 10;
 
+/// From the first packet to the welcome. A hub that vanished between them cannot say so: until a handshake is done a client
+/// does not know the token of a stateless reset, and would wait for the idle timeout beside a hub that is long back.
+// As long as the hub waits for a hello.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// See `silence`. A killed hub usually answers with a stateless reset once it is back, but not always: a client whose
+/// handshake is not confirmed repeats long-header packets, which get none.
+const SILENCE: Duration = Duration::from_secs(4);
+
 /// How a device connects and what it keeps.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -390,6 +399,15 @@ impl Inner {
     }
 }
 
+/// A connection whose hello was answered.
+struct Welcomed {
+    connection: quinn::Connection,
+    send: SendStream,
+    recv: RecvStream,
+    decoder: Decoder,
+    welcome: Welcome,
+}
+
 /// How one connection ended.
 struct Ended {
     error: ClientError,
@@ -468,53 +486,16 @@ impl Driver {
 
     /// One connection, from the first packet to its end.
     async fn connection(&self, backoff: &mut Backoff, ask_epoch: bool) -> Result<(), Ended> {
-        let options = &self.options;
         let own_epoch = self.shared.lock().buffer.epoch();
-        let hash = options.device_id.hash64();
-        // Without an epoch nothing may be repeated, so nothing is sent early.
-        let early = options.early_data && own_epoch != Epoch(0) && !ask_epoch;
-        let (connection, mut early) = self.endpoint.connect(&options.hub, Some(hash), early).await?;
-        let hello = Hello {
-            version_min: VERSION,
-            version_max: VERSION,
-            role: Role::Device,
-            device_id: options.device_id.as_str().to_owned(),
-            module_id: options.module_id.clone(),
-            token: options
-                .credential
-                .device_token(&options.hub.host_name, &options.device_id, super::now_seconds())?,
-            epoch: if ask_epoch { 0 } else { own_epoch.0 },
-            agent: AGENT.to_owned(),
-        };
-        let (mut send, mut recv, mut decoder, welcome) = loop {
-            let (mut send, mut recv) = connection.open_bi().await.map_err(ClientError::from)?;
-            // A failed write shows at the read below, with the reason.
-            let _ = send.write_all(&hello.to_frame()).await;
-            let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
-            match next_frame(&mut recv, &mut decoder).await {
-                Ok(Frame {
-                    kind: Kind::Welcome,
-                    body,
-                    ..
-                }) => {
-                    let welcome =
-                        Welcome::from_body(&body).map_err(|error| ClientError::Protocol(error.to_string()))?;
-                    break (send, recv, decoder, welcome);
-                }
-                Ok(frame) => {
-                    return Err(ClientError::Protocol(format!("{:?} instead of a welcome", frame.kind)).into());
-                }
-                Err(Some(error)) => return Err(error.into()),
-                Err(None) => match early.take() {
-                    // The hub did not take the early data; the connection itself goes on.
-                    Some(accepted) => {
-                        if accepted.await {
-                            return Err(closed(&connection).await);
-                        }
-                    }
-                    None => return Err(closed(&connection).await),
-                },
-            }
+        let Welcomed {
+            connection,
+            mut send,
+            mut recv,
+            mut decoder,
+            welcome,
+        } = match tokio::time::timeout(WELCOME_TIMEOUT, self.establish(own_epoch, ask_epoch)).await {
+            Ok(welcomed) => welcomed?,
+            Err(_) => return Err(ClientError::Unreachable("no welcome in time".into()).into()),
         };
         let next = self.resume(&welcome, own_epoch)?;
         backoff.handle_connected(Instant::now());
@@ -526,6 +507,10 @@ impl Driver {
         let ended = tokio::select! {
             ended = self.write_batches(&mut send, &welcome, next) => ended,
             ended = self.read_answers(&mut recv, &mut decoder) => ended,
+            () = silence(&connection) => {
+                connection.close(VarInt::from_u32(0), b"");
+                return Err(ClientError::Unreachable("the hub answers nothing".into()).into());
+            }
             () = self.stop.notified() => {
                 let _ = send.write_all(&Goodbye { code: 0, retry_after_ms: 0, reason: String::new() }.to_frame()).await;
                 let _ = send.finish();
@@ -543,6 +528,63 @@ impl Driver {
             Err(error) => {
                 connection.close(VarInt::from_u32(CloseCode::MalformedFrame as u32), b"");
                 Err(error.into())
+            }
+        }
+    }
+
+    /// Connects and says hello.
+    async fn establish(&self, own_epoch: Epoch, ask_epoch: bool) -> Result<Welcomed, Ended> {
+        let options = &self.options;
+        let hash = options.device_id.hash64();
+        // Without an epoch nothing may be repeated, so nothing is sent early.
+        let early = options.early_data && own_epoch != Epoch(0) && !ask_epoch;
+        let (connection, mut early) = self.endpoint.connect(&options.hub, Some(hash), early).await?;
+        let hello = Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            role: Role::Device,
+            device_id: options.device_id.as_str().to_owned(),
+            module_id: options.module_id.clone(),
+            token: options
+                .credential
+                .device_token(&options.hub.host_name, &options.device_id, super::now_seconds())?,
+            epoch: if ask_epoch { 0 } else { own_epoch.0 },
+            agent: AGENT.to_owned(),
+        };
+        loop {
+            let (mut send, mut recv) = connection.open_bi().await.map_err(ClientError::from)?;
+            // A failed write shows at the read below, with the reason.
+            let _ = send.write_all(&hello.to_frame()).await;
+            let mut decoder = Decoder::new(CONTROL_BYTES_MAX);
+            match next_frame(&mut recv, &mut decoder).await {
+                Ok(Frame {
+                    kind: Kind::Welcome,
+                    body,
+                    ..
+                }) => {
+                    let welcome =
+                        Welcome::from_body(&body).map_err(|error| ClientError::Protocol(error.to_string()))?;
+                    return Ok(Welcomed {
+                        connection,
+                        send,
+                        recv,
+                        decoder,
+                        welcome,
+                    });
+                }
+                Ok(frame) => {
+                    return Err(ClientError::Protocol(format!("{:?} instead of a welcome", frame.kind)).into());
+                }
+                Err(Some(error)) => return Err(error.into()),
+                Err(None) => match early.take() {
+                    // The hub did not take the early data; the connection itself goes on.
+                    Some(accepted) => {
+                        if accepted.await {
+                            return Err(closed(&connection).await);
+                        }
+                    }
+                    None => return Err(closed(&connection).await),
+                },
             }
         }
     }
@@ -669,6 +711,25 @@ pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> 
             Ok(Some(chunk)) => decoder.feed(&chunk.bytes),
             Ok(None) | Err(_) => return Err(None),
         }
+    }
+}
+
+/// Completes when packets went out and none came in for a whole `SILENCE` after: a hub that lives acknowledges packets
+/// even while it withholds the acknowledgements of messages.
+async fn silence(connection: &quinn::Connection) {
+    let mut received = connection.stats().udp_rx.datagrams;
+    let mut sent = connection.stats().udp_tx.datagrams;
+    let mut is_unanswered = false;
+    loop {
+        tokio::time::sleep(SILENCE).await;
+        let stats = connection.stats();
+        let is_heard = stats.udp_rx.datagrams != received;
+        if is_unanswered && !is_heard {
+            return;
+        }
+        // What went out in the last moment of one interval has all of the next to be answered.
+        is_unanswered = !is_heard && stats.udp_tx.datagrams != sent;
+        (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
     }
 }
 

@@ -70,7 +70,16 @@ impl Loaded {
                 assert_eq!(within(device.send(&message)).await.unwrap(), Receipt(sent));
             }
             let wanted = sent.saturating_sub(chance.within(0..=WAITING_MAX));
-            within(device.acknowledged(Receipt(wanted))).await.unwrap();
+            match tokio::time::timeout(PATIENCE / 2, device.acknowledged(Receipt(wanted))).await {
+                Ok(acknowledged) => acknowledged.unwrap(),
+                Err(_) => panic!(
+                    "{}: {wanted} is not acknowledged, {:?} is; the link is {:?}, connection {}",
+                    self.name,
+                    device.last_acknowledged(),
+                    device.link(),
+                    device.connects()
+                ),
+            }
             self.acknowledged.store(device.last_acknowledged().0, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_micros(chance.within(0..=8_000))).await;
         }

@@ -21,7 +21,7 @@ use forebay::server::SystemEntropy;
 use forebay::state::{RedbConfig, RedbState, State};
 use forebay::wire::batch::BatchBuilder;
 use forebay::wire::close::CloseCode;
-use forebay::wire::control::{Control, Hello, Role, Welcome};
+use forebay::wire::control::{Control, From, Hello, Role, Subscribe, Welcome};
 use forebay::wire::frame::{self, Decoder, Frame, Kind, VERSION};
 use quinn::{ConnectionError, RecvStream, SendStream};
 use serde_json::{Value, json};
@@ -426,6 +426,19 @@ pub fn service_token(policy: &PolicyKey) -> String {
         now_seconds() + 600,
         Some(&policy.policy),
     )
+}
+
+/// Everything of a partition, for a reader that owns nothing.
+pub fn subscribe(partition: u16, group: &str, credit_bytes: u64) -> Subscribe {
+    Subscribe {
+        partition,
+        group: group.to_owned(),
+        from: From::Earliest,
+        value: 0,
+        owner_level: 0,
+        owner: String::new(),
+        credit_bytes,
+    }
 }
 
 /// An Append frame with these bodies.
