@@ -41,8 +41,8 @@ const WRITE_BYTES: usize = 64 << 10;
 // As long as the hub waits for a hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See `silence`. A killed hub usually answers with a stateless reset once it is back, but not always: a client whose
-/// handshake is not confirmed repeats long-header packets, which get none.
+/// See `silence`. A killed hub usually answers with a stateless reset once it is back; where the reset is lost or not
+/// recognised, the client would hold on to the dead connection for its whole idle timeout.
 const SILENCE: Duration = Duration::from_secs(4);
 
 /// How a device connects and what it keeps.
