@@ -164,7 +164,6 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
 
@@ -256,21 +255,5 @@ mod tests {
             }
         });
         assert_eq!(histogram.snapshot().count(), 20_000);
-    }
-
-    /// `cargo test --release recording_cost -- --ignored --nocapture` prints nanoseconds a recording.
-    #[test]
-    #[ignore = "prints a measurement"]
-    fn recording_cost() {
-        let histogram = Histogram::default();
-        let durations: Vec<_> = values(4096)
-            .map(|n| Duration::from_nanos(20_000 + n % 200_000))
-            .collect();
-        let start = Instant::now();
-        for _ in 0..2_000 {
-            durations.iter().for_each(|duration| histogram.record(*duration));
-        }
-        let nanos = start.elapsed().as_nanos() as f64 / (2_000.0 * 4096.0);
-        println!("{nanos:.1} ns a recording, {} recorded", histogram.snapshot().count());
     }
 }
