@@ -33,7 +33,7 @@ fn frame_body(message_bytes: usize) -> Bytes {
     let mut frame = Vec::new();
     builder.finish(1, false, &mut frame);
     let mut decoder = Decoder::new(1 << 20);
-    decoder.feed(&frame);
+    decoder.feed(frame.into());
     let frame = decoder.poll_frame().expect("a good frame");
     frame.expect("a whole frame").body
 }

@@ -35,7 +35,7 @@ fn read(name: &str) -> Vec<u8> {
 /// The one frame of a file.
 fn frame(name: &str) -> Frame {
     let mut decoder = Decoder::new(1 << 20);
-    decoder.feed(&read(name));
+    decoder.feed(read(name).into());
     let frame = decoder.poll_frame().expect("a valid header").expect("a whole frame");
     assert_eq!(decoder.buffered_bytes(), 0, "{name}: bytes behind the frame");
     frame

@@ -708,7 +708,7 @@ pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> 
             Err(error) => return Err(Some(ClientError::Protocol(error.to_string()))),
         }
         match recv.read_chunk(1 << 20, true).await {
-            Ok(Some(chunk)) => decoder.feed(&chunk.bytes),
+            Ok(Some(chunk)) => decoder.feed(chunk.bytes),
             Ok(None) | Err(_) => return Err(None),
         }
     }

@@ -166,8 +166,6 @@ fn recycle<S: Storage>(
     let map = clear_header(&*view.storage, &segment.file)?;
     let id = maintenance.next_id;
     let file = super::segment_file(view.partition, id);
-    // Its pages may have left memory long ago.
-    map.populate();
     view.storage.rename(&segment.file, &file)?;
     maintenance.next_id += 1;
     // An index of this name can only be left over from a segment that recovery gave up.

@@ -30,8 +30,10 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use super::header::HEADER_BLOCK_BYTES;
 use super::storage::{Map, Writer};
 
-/// Parts of one write: header, stamp, payload, padding.
-const PARTS_MAX: usize = 4;
+/// Parts of one write: header, stamp, payload, padding, and the rest of the last page.
+const PARTS_MAX: usize = 5;
+/// What the page cache keeps as a unit, at most. A larger page only costs a read.
+const PAGE_BYTES: usize = 4096;
 /// `write_aside` stays below this position, slices above it.
 const ASIDE_BYTES: usize = HEADER_BLOCK_BYTES;
 
@@ -111,11 +113,6 @@ impl Map for DiskMap {
         self.file.sync_data()
     }
 
-    fn populate(&self) {
-        // Old kernels refuse it.
-        let _ = self.raw.advise(Advice::PopulateRead);
-    }
-
     fn will_need(&self, range: Range<usize>) {
         let end = range.end.min(self.raw.len());
         if range.start < end {
@@ -135,10 +132,15 @@ impl Writer for DiskWriter {
         assert!(position >= map.committed.load(Ordering::Relaxed));
         assert!(position <= map.raw.len() && bytes <= map.raw.len() - position);
         let mut slices = [IoSlice::new(&[]); PARTS_MAX];
-        let mut slices = &mut slices[..parts.len()];
+        let mut slices = &mut slices[..=parts.len()];
         for (slice, part) in slices.iter_mut().zip(parts) {
             *slice = IoSlice::new(part);
         }
+        // The last page is written to its end: the page cache would have to read the rest of it from the device.
+        let end = position + bytes;
+        let rest_bytes = (end.next_multiple_of(PAGE_BYTES).min(map.raw.len())) - end;
+        slices[parts.len()] = IoSlice::new(&[0; PAGE_BYTES][..rest_bytes]);
+        bytes += rest_bytes;
         let mut position = position as u64;
         while bytes > 0 {
             let written = match rustix::io::pwritev(&map.file, slices, position) {

@@ -96,9 +96,6 @@ pub trait Map: Send + Sync + 'static {
     /// Makes everything written so far durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Brings the file into memory, so that the writer does not wait for the device. Blocks; a hint.
-    fn populate(&self);
-
     /// Asks for a range to be brought into memory; a hint, returns at once.
     fn will_need(&self, range: Range<usize>);
 }

@@ -405,8 +405,6 @@ impl Map for DiskMap {
         Ok(())
     }
 
-    fn populate(&self) {}
-
     fn will_need(&self, _range: Range<usize>) {}
 }
 

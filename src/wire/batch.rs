@@ -287,7 +287,7 @@ mod tests {
         let mut frame = Vec::new();
         builder.finish(first_sequence, false, &mut frame);
         let mut decoder = Decoder::new(1 << 20);
-        decoder.feed(&frame);
+        decoder.feed(frame.into());
         decoder.poll_frame().unwrap().unwrap().body
     }
 

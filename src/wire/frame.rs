@@ -1,6 +1,6 @@
 //! The fixed frame header and the decoder that cuts a byte stream into frames.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 /// The frame version this build speaks. A hello names the range a client speaks; see [`super::control::Hello`].
 pub const VERSION: u8 = 1;
@@ -106,22 +106,36 @@ pub fn header(kind: Kind, flags: u16, body_bytes: usize) -> [u8; HEADER_BYTES] {
     [l0, l1, l2, l3, kind as u8, VERSION, f0, f1]
 }
 
-/// Cuts frames out of a byte stream. Holds at most one incomplete frame: `HEADER_BYTES + body_bytes_max` bytes, plus
-/// what the caller fed beyond it; nothing when the stream is idle between frames.
+/// Frames up to this size that arrive in one piece are handed out as a slice of it; their taker copies what it keeps. A
+/// larger one would keep a whole receive buffer alive for as long as it is on its way.
+const SLICE_BYTES_MAX: usize = 4 * 1024;
+/// What is allocated for an announced frame before more of it has arrived. The system gives pages only when they
+/// are written, so a frame that never comes costs none.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Cuts frames out of a byte stream. Holds at most one incomplete frame: `HEADER_BYTES + body_bytes_max` bytes; nothing
+/// when the stream is idle between frames.
 #[derive(Debug)]
 pub struct Decoder {
-    buffer: BytesMut,
     body_bytes_max: u32,
+    header: [u8; HEADER_BYTES],
+    header_bytes: usize,
+    /// Fed and not read yet.
+    input: Bytes,
     /// The checked header of the frame whose body is still incomplete.
     pending: Option<(Kind, u16, usize)>,
+    body: BytesMut,
 }
 
 impl Decoder {
     pub fn new(body_bytes_max: u32) -> Self {
         Self {
-            buffer: BytesMut::new(),
             body_bytes_max,
+            header: [0; HEADER_BYTES],
+            header_bytes: 0,
+            input: Bytes::new(),
             pending: None,
+            body: BytesMut::new(),
         }
     }
 
@@ -130,8 +144,13 @@ impl Decoder {
         self.body_bytes_max = body_bytes_max;
     }
 
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    /// Cheapest when everything fed before has been read.
+    pub fn feed(&mut self, bytes: Bytes) {
+        self.input = if self.input.is_empty() {
+            bytes
+        } else {
+            [&self.input[..], &bytes].concat().into()
+        };
     }
 
     /// The next whole frame; `None` until more bytes are fed.
@@ -139,43 +158,54 @@ impl Decoder {
     /// # Errors
     /// The stream cannot be read on: close the connection with the error's code.
     pub fn poll_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let (kind, flags, body_bytes) = match self.pending {
-            Some(pending) => pending,
-            None => {
-                if self.buffer.len() < HEADER_BYTES {
-                    if self.buffer.is_empty() {
-                        // An idle session holds no receive buffer.
-                        self.buffer = BytesMut::new();
-                    }
-                    return Ok(None);
-                }
-                let header = check_header(&self.buffer[..HEADER_BYTES], self.body_bytes_max)?;
-                self.buffer.advance(HEADER_BYTES);
-                self.pending = Some(header);
-                header
-            }
-        };
-        if self.buffer.len() < body_bytes {
-            // A client that announces a large frame and sends nothing must not make the hub hold memory for it.
-            let arrived = self.buffer.len();
-            self.buffer.reserve((body_bytes - arrived).min(arrived.max(16 * 1024)));
+        let Some((kind, flags, body_bytes)) = self.poll_header()? else {
             return Ok(None);
-        }
+        };
+        let whole = self.body.is_empty() && self.input.len() >= body_bytes && body_bytes <= SLICE_BYTES_MAX;
+        let body = if whole {
+            self.input.split_to(body_bytes)
+        } else {
+            let missing = body_bytes - self.body.len();
+            let arrived = self.input.split_to(missing.min(self.input.len()));
+            if self.body.capacity() - self.body.len() < arrived.len() {
+                // Room for all of it at once, so that bytes are moved only once; but a client that announces a large frame
+                // and sends little of it must not make the hub hold memory for it.
+                let ahead = AHEAD_BYTES_MAX.max(self.body.len()).max(arrived.len());
+                self.body.reserve(missing.min(ahead));
+            }
+            self.body.extend_from_slice(&arrived);
+            if self.body.len() < body_bytes {
+                return Ok(None);
+            }
+            std::mem::take(&mut self.body).freeze()
+        };
         self.pending = None;
-        Ok(Some(Frame {
-            kind,
-            flags,
-            body: self.buffer.split_to(body_bytes).freeze(),
-        }))
+        Ok(Some(Frame { kind, flags, body }))
     }
 
-    /// Bytes held now, for accounting.
+    /// Bytes that were fed and are in no frame handed out.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
+        self.header_bytes + self.body.len() + self.input.len()
+    }
+
+    fn poll_header(&mut self) -> Result<Option<(Kind, u16, usize)>, FrameError> {
+        if self.pending.is_none() {
+            // Not `advance`: an emptied slice would keep its receive buffer.
+            let arrived = self
+                .input
+                .split_to((HEADER_BYTES - self.header_bytes).min(self.input.len()));
+            self.header[self.header_bytes..][..arrived.len()].copy_from_slice(&arrived);
+            self.header_bytes += arrived.len();
+            if self.header_bytes == HEADER_BYTES {
+                self.pending = Some(check_header(&self.header, self.body_bytes_max)?);
+                self.header_bytes = 0;
+            }
+        }
+        Ok(self.pending)
     }
 }
 
-fn check_header(header: &[u8], body_bytes_max: u32) -> Result<(Kind, u16, usize), FrameError> {
+fn check_header(header: &[u8; HEADER_BYTES], body_bytes_max: u32) -> Result<(Kind, u16, usize), FrameError> {
     let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
     // The version comes first: what the other fields mean is the version's business.
     if header[5] != VERSION {
@@ -229,7 +259,7 @@ mod tests {
             let mut decoder = Decoder::new(64);
             let mut bodies = Vec::new();
             for piece in stream.chunks(step) {
-                decoder.feed(piece);
+                decoder.feed(Bytes::copy_from_slice(piece));
                 while let Some(frame) = decoder.poll_frame().unwrap() {
                     bodies.push((frame.kind, frame.body.to_vec()));
                 }
@@ -251,7 +281,7 @@ mod tests {
     fn bad_headers_are_refused_before_their_body_arrives() {
         let check = |header: [u8; 8], expected: FrameError| {
             let mut decoder = Decoder::new(100);
-            decoder.feed(&header);
+            decoder.feed(Bytes::copy_from_slice(&header));
             assert_eq!(decoder.poll_frame().unwrap_err(), expected);
         };
         check([0, 0, 0, 0, 0x10, 2, 0, 0], FrameError::Version { version: 2 });
@@ -268,10 +298,32 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_frame_holds_no_memory_before_it_arrives() {
+    fn an_announced_frame_takes_room_for_what_arrives() {
         let mut decoder = Decoder::new(1 << 20);
-        decoder.feed(&header(Kind::Append, 0, 1 << 20));
+        decoder.feed(Bytes::copy_from_slice(&header(Kind::Append, 0, 1 << 20)));
         assert!(decoder.poll_frame().unwrap().is_none());
-        assert!(decoder.buffer.capacity() <= 32 * 1024, "{}", decoder.buffer.capacity());
+        assert_eq!(decoder.body.capacity(), 0);
+        decoder.feed(Bytes::from_static(&[1; 100]));
+        assert!(decoder.poll_frame().unwrap().is_none());
+        assert_eq!(decoder.body.capacity(), AHEAD_BYTES_MAX);
+        for _ in 0..10 {
+            decoder.feed(vec![1; 10_000].into());
+            assert!(decoder.poll_frame().unwrap().is_none());
+            assert!(decoder.body.capacity() <= (2 * decoder.body.len()).max(AHEAD_BYTES_MAX));
+        }
+    }
+
+    #[test]
+    fn large_frames_do_not_keep_the_receive_buffer() {
+        let large = vec![7; SLICE_BYTES_MAX + 1];
+        let input: Bytes = [frame_bytes(Kind::Append, &large), frame_bytes(Kind::Ack, b"x")]
+            .concat()
+            .into();
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.feed(input.clone());
+        let first = decoder.poll_frame().unwrap().unwrap();
+        assert_eq!(first.body, large);
+        drop(decoder);
+        assert!(input.is_unique(), "the large frame still holds the buffer it came in");
     }
 }

@@ -369,7 +369,7 @@ impl Peer {
                     return Some(frame);
                 }
                 let chunk = self.recv.read_chunk(64 << 10, true).await.ok()??;
-                self.decoder.feed(&chunk.bytes);
+                self.decoder.feed(chunk.bytes);
             }
         })
         .await

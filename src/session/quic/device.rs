@@ -265,10 +265,9 @@ impl DeviceSession<'_> {
                 read = self.recv.read_chunks(&mut chunks), if may_read => match read {
                     Ok(Some(count)) => {
                         for chunk in &mut chunks[..count] {
-                            self.intake.feed(chunk);
-                            *chunk = Bytes::new();
+                            self.intake.feed(std::mem::take(chunk));
+                            self.read_frames()?;
                         }
-                        self.read_frames()?;
                     }
                     Ok(None) => self.is_reading = false,
                     Err(_) => return Err(Closing::gone()),

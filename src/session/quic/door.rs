@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actix_rt::ArbiterHandle;
-use bytes::Bytes;
 use quinn::{
     Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, RecvStream, SendStream,
     ServerConfig, TransportConfig, VarInt, ZeroRttAccepted,
@@ -437,7 +436,7 @@ async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
         }
         // Small reads: until the hello is known, a connection may hold little.
         match recv.read_chunk(CONTROL_BYTES_MAX as usize, true).await {
-            Ok(Some(bytes)) => feed(&mut decoder, &bytes),
+            Ok(Some(chunk)) => decoder.feed(chunk.bytes),
             Ok(None) => {
                 return Err(Closing::new(
                     CloseCode::MalformedFrame,
@@ -447,11 +446,6 @@ async fn greet(connection: &Connection) -> Result<Greeting, Closing> {
             Err(_) => return Err(Closing::gone()),
         }
     }
-}
-
-fn feed(decoder: &mut Decoder, chunk: &quinn::Chunk) {
-    let bytes: &Bytes = &chunk.bytes;
-    decoder.feed(bytes);
 }
 
 async fn session(

@@ -90,22 +90,16 @@ impl Intake {
         }
     }
 
-    pub fn feed(&mut self, bytes: &[u8]) {
+    pub fn feed(&mut self, bytes: Bytes) {
         self.decoder.feed(bytes);
     }
 
-    /// Reads what was fed; batches come out of `poll_batch`. Control frames are returned in order, and end the reading
-    /// until the call is repeated.
+    /// Reads what was fed; batches come out of `poll_batch`, and frames read before it is called may be joined. Control
+    /// frames are returned in order, and end the reading until the call is repeated.
     ///
     /// # Errors
     /// `IntakeError`: batches before the fault may still be taken, nothing after it is read.
     pub fn read(&mut self) -> Result<Option<Said>, IntakeError> {
-        let read = self.read_frames();
-        self.close_joined();
-        read
-    }
-
-    fn read_frames(&mut self) -> Result<Option<Said>, IntakeError> {
         while let Some(Frame { kind, flags, body }) = self.decoder.poll_frame()? {
             let is_batch = matches!(kind, Kind::Append | Kind::AppendPlain);
             if !is_batch && body.len() > CONTROL_BYTES_MAX as usize {
@@ -143,11 +137,14 @@ impl Intake {
 
     /// The next batch in order.
     pub fn poll_batch(&mut self) -> Option<Batch> {
+        if self.batches.is_empty() {
+            self.close_joined();
+        }
         self.batches.pop_front()
     }
 
     pub fn has_batches(&self) -> bool {
-        !self.batches.is_empty()
+        !self.batches.is_empty() || self.joining.is_some()
     }
 
     fn take(&mut self, batch: Batch) {
@@ -198,12 +195,12 @@ mod tests {
         Intake::new(Decoder::new(CONTROL_BYTES_MAX), 1 << 20, LIMITS)
     }
 
-    fn append(first: u64, bodies: &[&[u8]], skip: bool) -> Vec<u8> {
+    fn append(first: u64, bodies: &[&[u8]], skip: bool) -> Bytes {
         let mut builder = BatchBuilder::default();
         bodies.iter().for_each(|body| builder.push_body(body));
         let mut frame = Vec::new();
         builder.finish(first, skip, &mut frame);
-        frame
+        frame.into()
     }
 
     fn read(intake: &mut Intake) -> Vec<(u64, u32, bool)> {
@@ -217,12 +214,12 @@ mod tests {
     fn small_frames_that_follow_each_other_are_joined() {
         let mut intake = intake();
         for n in 1..=5 {
-            intake.feed(&append(n, &[b"x"], false));
+            intake.feed(append(n, &[b"x"], false));
         }
-        intake.feed(&append(7, &[b"after a gap"], false));
-        intake.feed(&append(9, &[b"a", b"b"], true));
-        intake.feed(&append(11, &[&[0; 8000]], false));
-        intake.feed(&append(12, &[b"y"], false));
+        intake.feed(append(7, &[b"after a gap"], false));
+        intake.feed(append(9, &[b"a", b"b"], true));
+        intake.feed(append(11, &[&[0; 8000]], false));
+        intake.feed(append(12, &[b"y"], false));
         assert_eq!(
             read(&mut intake),
             [
@@ -238,8 +235,8 @@ mod tests {
     #[test]
     fn joined_messages_keep_their_order_and_bytes() {
         let mut intake = intake();
-        intake.feed(&append(1, &[b"one", b"two"], false));
-        intake.feed(&append(3, &[b"three"], false));
+        intake.feed(append(1, &[b"one", b"two"], false));
+        intake.feed(append(3, &[b"three"], false));
         intake.read().unwrap();
         let batch = intake.poll_batch().unwrap();
         let payload = Payload::new(&batch.payload, batch.count).unwrap();
@@ -262,15 +259,19 @@ mod tests {
         let mut body = [&1u64.to_le_bytes()[..], &1u32.to_le_bytes(), &[0; 4]].concat();
         plain::encode(&Message::new("plain"), &mut body);
         let mut intake = intake();
-        intake.feed(&[&frame::header(Kind::AppendPlain, 0, body.len())[..], &body].concat());
+        intake.feed(
+            [&frame::header(Kind::AppendPlain, 0, body.len())[..], &body]
+                .concat()
+                .into(),
+        );
         assert_eq!(read(&mut intake), [(1, 1, false)]);
     }
 
     #[test]
     fn batches_before_a_fault_are_kept_and_frames_out_of_place_refused() {
         let mut intake = intake();
-        intake.feed(&append(1, &[b"x"], false));
-        intake.feed(&frame::header(Kind::Welcome, 0, 0));
+        intake.feed(append(1, &[b"x"], false));
+        intake.feed(Bytes::copy_from_slice(&frame::header(Kind::Welcome, 0, 0)));
         let error = intake.read().unwrap_err();
         assert_eq!(error, IntakeError::Unexpected(Kind::Welcome));
         assert_eq!(error.close_code(), CloseCode::UnexpectedFrame);

@@ -136,7 +136,7 @@ pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> 
             return Ok(frame);
         }
         match recv.read_chunk(64 * 1024, true).await {
-            Ok(Some(chunk)) => decoder.feed(&chunk.bytes),
+            Ok(Some(chunk)) => decoder.feed(chunk.bytes),
             Ok(None) => return Ok(None),
             Err(_) => return Err(Closing::gone()),
         }

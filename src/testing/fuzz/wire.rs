@@ -31,7 +31,7 @@ fn take(input: &[u8], piece: usize) -> Taken {
     let mut intake = Intake::new(Decoder::new(CONTROL_BYTES_MAX), FRAME_BYTES_MAX, LIMITS);
     let mut messages = Vec::new();
     for bytes in input.chunks(piece) {
-        intake.feed(bytes);
+        intake.feed(bytes::Bytes::copy_from_slice(bytes));
         loop {
             let said = intake.read();
             while let Some(batch) = intake.poll_batch() {

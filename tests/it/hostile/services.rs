@@ -88,7 +88,7 @@ async fn stream_answer<C: Control>(peer: &Peer, bytes: &[u8]) -> C {
                 return frame;
             }
             let chunk = recv.read_chunk(4096, true).await.unwrap().expect("an answer");
-            decoder.feed(&chunk.bytes);
+            decoder.feed(chunk.bytes);
         }
     })
     .await;
