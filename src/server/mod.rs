@@ -9,6 +9,7 @@
 //! only unacknowledged work.
 
 pub mod demo;
+mod resumption;
 pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
@@ -460,10 +461,10 @@ async fn open_door(
     let (door, reset_key) = (door.clone(), *reset_key);
     arbiters[0].spawn_fn(move || {
         let bound = door::bind(&door.config, server, &reset_key);
-        if let Ok(endpoint) = &bound {
-            actix_rt::spawn(door::accept(door.clone(), endpoint.clone(), handles));
+        if let Ok(bound) = &bound {
+            actix_rt::spawn(door::accept(door.clone(), bound.clone(), handles));
         }
-        drop(sender.send(bound));
+        drop(sender.send(bound.map(|bound| bound.endpoint)));
     });
     Ok(receiver.await.context("the first arbiter ended")??)
 }

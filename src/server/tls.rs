@@ -20,11 +20,12 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, ServerSessionMemoryCache, StoresServerSessions};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, StoresServerSessions};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::resumption::Resumptions;
 use crate::client::tls::{ALPN, Identity, TlsError, provider, read_certificates, read_key};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -301,6 +302,8 @@ pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<S
     // Sessions are remembered here and not sealed into tickets: rustls refuses early data when a ticketer is set, since
     // only a memory can see that a ticket is used twice.
     config.session_storage = sessions(resumptions_max);
+    // A device comes back once; each time it is given the next.
+    config.send_tls13_tickets = 1;
     // QUIC knows only all or nothing here (RFC 9001 s4.6.1).
     config.max_early_data_size = if resumptions_max == 0 { 0 } else { u32::MAX };
     config.send_half_rtt_data = true;
@@ -310,7 +313,7 @@ pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<S
 fn sessions(resumptions_max: usize) -> Arc<dyn StoresServerSessions> {
     match resumptions_max {
         0 => Arc::new(NoServerSessionStorage {}),
-        max => ServerSessionMemoryCache::new(max),
+        max => Arc::new(Resumptions::new(max)),
     }
 }
 

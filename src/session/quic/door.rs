@@ -239,11 +239,24 @@ pub fn transport(config: &Config) -> TransportConfig {
     transport
 }
 
+/// A bound port, and how connections to it are taken.
+#[derive(Clone)]
+pub struct Bound {
+    pub endpoint: Endpoint,
+    /// For connections whose first packet says that a device comes.
+    device: Arc<ServerConfig>,
+}
+
 /// Binds the endpoint. Call on the thread whose runtime is to receive the datagrams.
 ///
 /// # Errors
 /// The socket cannot be bound.
-pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> std::io::Result<Endpoint> {
+pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> std::io::Result<Bound> {
+    // What goes to a device is small: packets larger than the least that every path takes are not worth their probes.
+    let mut to_device = transport(config);
+    to_device.mtu_discovery_config(None);
+    let mut device = server.clone();
+    device.transport_config(Arc::new(to_device)).migration(true);
     server
         .transport_config(Arc::new(transport(config)))
         .migration(true)
@@ -258,7 +271,11 @@ pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> 
         .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?
         .cid_generator(|| Box::new(ConnectionIds::new()))
         .min_reset_interval(RESET_INTERVAL_MIN);
-    Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))
+    let endpoint = Endpoint::new(endpoint, Some(server), socket, Arc::new(quinn::TokioRuntime))?;
+    Ok(Bound {
+        endpoint,
+        device: Arc::new(device),
+    })
 }
 
 /// What any QUIC peer may send without asking (quinn's default).
@@ -282,13 +299,13 @@ fn bind_udp(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
 const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
 
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
-pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHandle>) {
+pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>) {
     let mut begun = Begun {
         second: Instant::now(),
         count: 0,
     };
     let mut round_robin = 0;
-    while let Some(incoming) = endpoint.accept().await {
+    while let Some(incoming) = bound.endpoint.accept().await {
         if door.is_stopping() {
             incoming.refuse();
             continue;
@@ -307,22 +324,23 @@ pub async fn accept(door: Arc<Door>, endpoint: Endpoint, arbiters: Vec<ArbiterHa
             let _ = incoming.retry();
             continue;
         }
-        let shard = match hint::decode(&incoming.orig_dst_cid()) {
-            Some(hash) => door
-                .router
-                .shard_of(PartitionId::of_hash(hash, door.router.partition_count())),
+        let (shard, config) = match hint::decode(&incoming.orig_dst_cid()) {
+            Some(hash) => {
+                let partition = PartitionId::of_hash(hash, door.router.partition_count());
+                (door.router.shard_of(partition), Some(bound.device.clone()))
+            }
             None => {
                 round_robin = (round_robin + 1) % arbiters.len();
-                round_robin
+                (round_robin, None)
             }
         };
         door.sessions.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(door.clone());
         if shard == 0 {
             // The endpoint lives on the first shard's arbiter.
-            actix_rt::spawn(serve(counted, incoming));
+            actix_rt::spawn(serve(counted, incoming, config));
         } else {
-            arbiters[shard].spawn_fn(move || drop(actix_rt::spawn(serve(counted, incoming))));
+            arbiters[shard].spawn_fn(move || drop(actix_rt::spawn(serve(counted, incoming, config))));
         }
     }
 }
@@ -355,9 +373,13 @@ impl Drop for Counted {
     }
 }
 
-async fn serve(counted: Counted, incoming: Incoming) {
+async fn serve(counted: Counted, incoming: Incoming, config: Option<Arc<ServerConfig>>) {
     let door = &counted.0;
-    let (connection, accepted) = match incoming.accept().map(quinn::Connecting::into_0rtt) {
+    let accepted = match config {
+        Some(config) => incoming.accept_with(config),
+        None => incoming.accept(),
+    };
+    let (connection, accepted) = match accepted.map(quinn::Connecting::into_0rtt) {
         Ok(Ok(early)) => early,
         Ok(Err(_)) | Err(_) => return door.observer.handshake(Handshake::Failed),
     };
