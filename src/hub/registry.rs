@@ -4,6 +4,7 @@
 //! - An answered change is durable; a change is answered once.
 //! - A generation is never given out twice, whatever the clock does.
 //! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
+//! - A twin is deleted with its identity.
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
@@ -40,12 +41,16 @@ pub enum IfMatch {
 }
 
 impl IfMatch {
-    fn check(&self, etag: &str) -> Result<(), RegistryError> {
+    pub(super) fn admits(&self, etag: &str) -> bool {
         match self {
-            Self::Any => Ok(()),
-            Self::Etag(wanted) if wanted == etag => Ok(()),
-            Self::Etag(_) => Err(RegistryError::PreconditionFailed),
+            Self::Any => true,
+            Self::Etag(wanted) => wanted == etag,
         }
+    }
+
+    fn check(&self, etag: &str) -> Result<(), RegistryError> {
+        let admits = self.admits(etag);
+        admits.then_some(()).ok_or(RegistryError::PreconditionFailed)
     }
 }
 
@@ -267,7 +272,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a device with its modules and filter positions; tells what it was.
+    /// Removes a device with its modules, their twins, and its filter positions; tells what it was.
     pub fn delete_device(
         &self,
         device: &DeviceId,
@@ -285,6 +290,8 @@ impl Registry {
                 .expect(Table::Devices, key.clone(), Expected::Value(raw))
                 .delete(Table::Devices, key.clone())
                 .delete_prefix(Table::Modules, prefix.clone())
+                .delete(Table::Twins, key.clone())
+                .delete_prefix(Table::Twins, prefix.clone())
                 .delete_prefix(Table::Filter, positions.clone());
             Ok((batch, device_changed(stored, ChangeKind::Deleted)))
         };
@@ -367,7 +374,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a module; tells what it was.
+    /// Removes a module with its twin; tells what it was.
     pub fn delete_module(
         &self,
         device: &DeviceId,
@@ -382,7 +389,8 @@ impl Registry {
             if_match.check(&stored.etag)?;
             let batch = WriteBatch::new()
                 .expect(Table::Modules, key.clone(), Expected::Value(raw))
-                .delete(Table::Modules, key.clone());
+                .delete(Table::Modules, key.clone())
+                .delete(Table::Twins, key.clone());
             Ok((batch, module_changed(stored, ChangeKind::Deleted)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -470,6 +478,14 @@ impl Registry {
             .generations
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
         Generation(next(last.unwrap_or_else(|last| last)))
+    }
+
+    /// Where an identity's record is kept, and under which key also its twin.
+    pub(super) fn identity_key(&self, name: &IdentityName) -> (Table, Vec<u8>) {
+        match &name.module {
+            None => (Table::Devices, self.device_key(&name.device)),
+            Some(module) => (Table::Modules, self.module_key(&name.device, module)),
+        }
     }
 
     fn device_key(&self, device: &DeviceId) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! The embedded transactional store behind one small trait: identities, policies, groups, checkpoints, positions.
+//! The embedded transactional store behind one small trait: identities, twins, policies, groups, checkpoints, positions.
 //!
 //! Invariants:
 //! - A batch is applied whole or not at all, and only if each of its preconditions held at that moment.
@@ -44,10 +44,12 @@ pub enum Table {
     Checkpoints,
     /// Partition; or partition, device id, 0, generation.
     Filter,
+    /// As the identity: partition, device id; or partition, device id, 0, module id.
+    Twins,
 }
 
 impl Table {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -56,6 +58,7 @@ impl Table {
         Self::Groups,
         Self::Checkpoints,
         Self::Filter,
+        Self::Twins,
     ];
 
     pub fn name(self) -> &'static str {
@@ -68,6 +71,7 @@ impl Table {
             Self::Groups => "groups",
             Self::Checkpoints => "checkpoints",
             Self::Filter => "filter",
+            Self::Twins => "twins",
         }
     }
 }
