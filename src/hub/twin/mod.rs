@@ -25,4 +25,4 @@ mod view;
 pub use document::{Members, Section, Twin, TwinUpdate, parse_members};
 pub use limits::{Fault, InvalidTwin, SectionName};
 pub use store::{TwinChange, TwinChanged, TwinError, Twins};
-pub use view::{DeviceSide, ServiceSide};
+pub use view::{ChangeEvent, DeviceSide, ServiceSide};

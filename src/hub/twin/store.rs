@@ -74,11 +74,8 @@ impl TwinError {
 /// What was asked for, reserved members taken out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TwinChange {
-    /// IoT Hub, twin change events: `updateTwin`.
     Patched(TwinUpdate),
-    /// IoT Hub, twin change events: `replaceTwin`.
     Replaced(TwinUpdate),
-    /// IoT Hub, twin change events: `updateTwin`.
     Reported(Members),
 }
 
@@ -279,6 +276,14 @@ impl Twins {
 }
 
 impl TwinChange {
+    /// `opType` of the change event.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Patched(_) | Self::Reported(_) => "updateTwin",
+            Self::Replaced(_) => "replaceTwin",
+        }
+    }
+
     /// Checks what can be checked without the twin, and says what keeping this change in memory costs.
     fn memory_bytes(&self) -> Result<usize, InvalidTwin> {
         let (tags, desired, reported) = match self {

@@ -1,8 +1,9 @@
-//! A twin as the two sides see it, ready to be serialized.
+//! A twin as the two sides see it, and the body of a change event, ready to be serialized.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::document::{Members, Metadata, Section, Twin};
+use super::store::{TwinChange, TwinChanged};
 use crate::hub::identity::{
     AuthenticationKind, Capabilities, ConnectionState, DeviceIdentity, ModuleIdentity, Status, ThumbprintPair,
 };
@@ -105,15 +106,8 @@ impl<'a> ServiceSide<'a> {
 impl<'a> Properties<'a> {
     fn of(twin: &'a Twin) -> Self {
         Self {
-            desired: Described {
-                section: &twin.desired,
-                with_versions: true,
-            },
-            // IoT Hub, twins: `$lastUpdatedVersion` is on desired properties only.
-            reported: Described {
-                section: &twin.reported,
-                with_versions: false,
-            },
+            desired: Described::desired(twin, None),
+            reported: Described::reported(twin, None),
         }
     }
 }
@@ -130,6 +124,66 @@ impl<'a> DeviceSide<'a> {
         Self {
             desired: Versioned(&twin.desired),
             reported: Versioned(&twin.reported),
+        }
+    }
+}
+
+/// The body of a twin change event (events, section 5).
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeEvent<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    version: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<&'a Members>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    properties: Option<ChangedProperties<'a>>,
+}
+
+#[derive(serde::Serialize)]
+struct ChangedProperties<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    desired: Option<Described<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reported: Option<Described<'a>>,
+}
+
+impl<'a> ChangeEvent<'a> {
+    pub fn of(changed: &'a TwinChanged) -> Self {
+        let TwinChanged { identity, twin, .. } = changed;
+        let (tags, desired, reported) = match &*changed.change {
+            TwinChange::Patched(update) => (update.tags.as_ref(), update.desired.as_ref(), None),
+            TwinChange::Reported(patch) => (None, None, Some(patch)),
+            TwinChange::Replaced(_) => {
+                return Self {
+                    device_id: Some(identity.device.as_str()),
+                    module_id: identity.module.as_ref().map(|module| module.as_str()),
+                    etag: Some(twin.etag()),
+                    version: twin.version,
+                    tags: Some(&twin.tags),
+                    properties: Some(ChangedProperties {
+                        desired: Some(Described::desired(twin, None)),
+                        reported: Some(Described::reported(twin, None)),
+                    }),
+                };
+            }
+        };
+        let has_properties = desired.is_some() || reported.is_some();
+        Self {
+            device_id: None,
+            module_id: None,
+            etag: None,
+            version: twin.version,
+            tags,
+            properties: has_properties.then(|| ChangedProperties {
+                desired: desired.map(|patch| Described::desired(twin, Some(patch))),
+                reported: reported.map(|patch| Described::reported(twin, Some(patch))),
+            }),
         }
     }
 }
@@ -152,17 +206,39 @@ impl Serialize for Versioned<'_> {
 struct Described<'a> {
     section: &'a Section,
     with_versions: bool,
+    /// Shows these members in place of the section's own, and metadata of no others.
+    only: Option<&'a Members>,
+}
+
+impl<'a> Described<'a> {
+    fn desired(twin: &'a Twin, only: Option<&'a Members>) -> Self {
+        Self {
+            section: &twin.desired,
+            with_versions: true,
+            only,
+        }
+    }
+
+    fn reported(twin: &'a Twin, only: Option<&'a Members>) -> Self {
+        Self {
+            section: &twin.reported,
+            // IoT Hub, twins: `$lastUpdatedVersion` is on desired properties only.
+            with_versions: false,
+            only,
+        }
+    }
 }
 
 impl Serialize for Described<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for (key, value) in &self.section.members {
+        for (key, value) in self.only.unwrap_or(&self.section.members) {
             map.serialize_entry(key, value)?;
         }
         let metadata = MetadataSide {
             metadata: &self.section.metadata,
             with_versions: self.with_versions,
+            only: self.only,
         };
         map.serialize_entry("$metadata", &metadata)?;
         map.serialize_entry("$version", &self.section.version)?;
@@ -173,6 +249,7 @@ impl Serialize for Described<'_> {
 struct MetadataSide<'a> {
     metadata: &'a Metadata,
     with_versions: bool,
+    only: Option<&'a Members>,
 }
 
 impl Serialize for MetadataSide<'_> {
@@ -180,19 +257,19 @@ impl Serialize for MetadataSide<'_> {
         #[derive(serde::Serialize)]
         struct Date(#[serde(with = "json::date")] Option<UtcMillis>);
 
-        let Self {
-            metadata,
-            with_versions,
-        } = *self;
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("$lastUpdated", &Date(metadata.at))?;
-        if with_versions && metadata.version > 0 {
-            map.serialize_entry("$lastUpdatedVersion", &metadata.version)?;
+        map.serialize_entry("$lastUpdated", &Date(self.metadata.at))?;
+        if self.with_versions && self.metadata.version > 0 {
+            map.serialize_entry("$lastUpdatedVersion", &self.metadata.version)?;
         }
-        for (key, metadata) in &metadata.members {
+        for (key, metadata) in &self.metadata.members {
+            if self.only.is_some_and(|only| !only.contains_key(key)) {
+                continue;
+            }
             let inner = MetadataSide {
                 metadata,
-                with_versions,
+                with_versions: self.with_versions,
+                only: self.only.and_then(|only| only.get(key)?.as_object()),
             };
             map.serialize_entry(key, &inner)?;
         }

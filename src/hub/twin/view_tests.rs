@@ -1,8 +1,11 @@
 //! The documents of both sides against golden files.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::*;
+use crate::hub::identity::IdentityName;
 use crate::hub::twin::TwinUpdate;
 use crate::model::{DeviceId, Generation, ModuleId};
 
@@ -80,4 +83,46 @@ fn a_service_sees_a_fresh_module() {
 fn a_device_sees_properties_and_versions() {
     let golden = include_str!("../../../tests/golden/twin/device.json");
     check(DeviceSide::of(&written()), golden);
+}
+
+#[test]
+fn a_change_event_has_what_changed_or_all_of_it() {
+    let changed = |change: TwinChange, twin: Twin| TwinChanged {
+        identity: IdentityName::module(device().device_id, ModuleId::new("m").unwrap()),
+        generation: Generation(1),
+        change: Arc::new(change),
+        at: CHANGED,
+        twin: Arc::new(twin),
+    };
+    let before = written();
+    let check = |change: TwinChange, after: Twin, operation: &str, golden: &str| {
+        let changed = changed(change, after);
+        assert_eq!(changed.change.operation(), operation);
+        check(ChangeEvent::of(&changed), golden);
+    };
+
+    let update = TwinUpdate {
+        tags: Some(members(json!({ "building": null, "site": "north" }))),
+        desired: Some(members(json!({ "telemetry": { "off": false, "gone": null } }))),
+    };
+    let after = before.patched(&update, CHANGED).unwrap();
+    let golden = include_str!("../../../tests/golden/twin/event-update.json");
+    check(TwinChange::Patched(update.clone()), after, "updateTwin", golden);
+
+    let patch = members(json!({ "battery": 54, "firmware": null }));
+    let after = before.patched_reported(&patch, CHANGED).unwrap();
+    let golden = include_str!("../../../tests/golden/twin/event-reported.json");
+    check(TwinChange::Reported(patch), after, "updateTwin", golden);
+
+    let after = before.replaced(&update, CHANGED).unwrap();
+    let golden = include_str!("../../../tests/golden/twin/event-replace.json");
+    check(TwinChange::Replaced(update), after, "replaceTwin", golden);
+
+    let tags = TwinUpdate {
+        tags: Some(members(json!({ "a": 1 }))),
+        desired: None,
+    };
+    let after = Twin::fresh().patched(&tags, CHANGED).unwrap();
+    let golden = r#"{ "version": 3, "tags": { "a": 1 } }"#;
+    check(TwinChange::Patched(tags), after, "updateTwin", golden);
 }
