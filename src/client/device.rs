@@ -21,7 +21,7 @@ use super::backoff::{Backoff, BackoffConfig};
 use super::buffer::{Buffer, BufferConfig, BufferError, BufferSync, Stored, Unacknowledged, WhenFull};
 use super::credential::Credential;
 use super::endpoint::{ClientEndpoint, HubAddress};
-use super::{AGENT, ClientError};
+use super::{AGENT, ClientError, WELCOME_TIMEOUT};
 use crate::model::{DeviceId, Epoch, Message};
 use crate::wire::batch::BatchBuilder;
 use crate::wire::close::CloseCode;
@@ -35,11 +35,6 @@ const DROPPED_RANGES_MAX: usize = 1024;
 /// Frames that wait are collected up to about this size and written at once: small batches would cost a wake-up of the
 /// connection each.
 const WRITE_BYTES: usize = 64 << 10;
-
-/// From the first packet to the welcome. A hub that vanished between them cannot say so: until a handshake is done a client
-/// does not know the token of a stateless reset, and would wait for the idle timeout beside a hub that is long back.
-// As long as the hub waits for a hello.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// See `silence`. A killed hub usually answers with a stateless reset once it is back; where the reset is lost or not
 /// recognised, the client would hold on to the dead connection for its whole idle timeout.

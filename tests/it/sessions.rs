@@ -520,7 +520,7 @@ async fn checkpoints_survive_a_crash_and_a_second_owner_fences_the_first() {
     let after = Subscription::checkpoint(partition).group("cg2");
     let mut after = within(service.subscribe(&after)).await.unwrap();
     assert_eq!(after.position(), SequenceNumber(70));
-    let chunk = within(after.next()).await.unwrap().unwrap();
+    let chunk = within(after.next()).await.unwrap();
     let event = chunk.events().next().unwrap().unwrap();
     assert_eq!((event.sequence.0, event.message.body()), (70, &b"70"[..]));
 }
