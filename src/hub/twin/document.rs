@@ -134,10 +134,11 @@ impl Section {
         }
     }
 
-    fn patched(&self, patch: &Members, now: UtcMillis) -> Self {
-        let mut next = self.clone();
-        next.merge(patch, now);
-        next
+    /// The whole section as a device is told of it, with `$version`.
+    pub(super) fn told(&self) -> Members {
+        let mut told = self.members.clone();
+        told.insert("$version".into(), self.version.into());
+        told
     }
 
     fn replaced(&self, members: &Members, now: UtcMillis) -> Self {
@@ -215,6 +216,12 @@ impl Twin {
         STANDARD.encode(self.counter.to_be_bytes())
     }
 
+    /// What a device missed that last saw `version` of its desired properties: nothing, or the whole section, since the
+    /// changes between are not kept. A version the section never had is one of an earlier life.
+    pub fn desired_since(&self, version: u64) -> Option<Members> {
+        (self.desired.version != version).then(|| self.desired.told())
+    }
+
     /// A service's partial update, whose members were checked. `Err` when a section would exceed its limits.
     pub(super) fn patched(&self, update: &TwinUpdate, now: UtcMillis) -> Result<Self, InvalidTwin> {
         let mut next = self.next();
@@ -224,7 +231,7 @@ impl Twin {
             check_section(SectionName::Tags, &next.tags)?;
         }
         if let Some(patch) = &update.desired {
-            next.desired = self.desired.patched(patch, now);
+            next.desired.merge(patch, now);
             check_section(SectionName::Desired, &next.desired.members)?;
         }
         Ok(next)
@@ -249,7 +256,7 @@ impl Twin {
     /// A device's update of its reported properties. `Err` as with `patched`.
     pub(super) fn patched_reported(&self, patch: &Members, now: UtcMillis) -> Result<Self, InvalidTwin> {
         let mut next = self.next();
-        next.reported = self.reported.patched(patch, now);
+        next.reported.merge(patch, now);
         check_section(SectionName::Reported, &next.reported.members)?;
         Ok(next)
     }

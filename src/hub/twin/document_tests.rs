@@ -87,6 +87,19 @@ fn versions_and_etag_count_what_they_are_for() {
 }
 
 #[test]
+fn a_device_that_was_away_gets_the_whole_section_or_nothing() {
+    let twin = Twin::fresh();
+    assert_eq!(twin.desired_since(1), None);
+    let twin = twin.patched(&desired(json!({ "a": 1, "b": 2 })), at(1)).unwrap();
+    let twin = twin.patched(&desired(json!({ "b": null })), at(2)).unwrap();
+    for version in [1, 2, 9] {
+        let missed = twin.desired_since(version).map(Value::from);
+        assert_eq!(missed, Some(json!({ "a": 1, "$version": 3 })), "{version}");
+    }
+    assert_eq!(twin.desired_since(3), None);
+}
+
+#[test]
 fn a_replacement_keeps_nothing_but_the_version() {
     let twin = Twin::fresh()
         .patched(&desired(json!({ "a": { "b": 1 }, "c": 1 })), at(1))

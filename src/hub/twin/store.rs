@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use super::document::{Members, Section, Twin, TwinUpdate, without_reserved};
+use super::document::{Members, Twin, TwinUpdate, without_reserved};
 use super::limits::{InvalidTwin, Measure, SectionName, check_patch};
 use crate::hub::code::ErrorCode;
 use crate::hub::decide::{decide, decode, encode};
@@ -94,19 +94,18 @@ impl TwinChanged {
     /// What a device that observes its desired properties is told, `$version` included; `None` if they did not change.
     /// In the order of versions if sent in the order of answers.
     pub fn desired_notification(&self) -> Option<Members> {
-        let Section { version, members, .. } = &self.twin.desired;
-        let mut told = match &*self.change {
+        let section = &self.twin.desired;
+        match &*self.change {
             // IoT Hub, twins: the patch as sent, nulls included.
-            TwinChange::Patched(update) => update.desired.clone()?,
-            // IoT Hub, twins: the complete new section.
-            TwinChange::Replaced(update) => {
-                update.desired.as_ref()?;
-                members.clone()
+            TwinChange::Patched(update) => {
+                let mut told = update.desired.clone()?;
+                told.insert("$version".into(), section.version.into());
+                Some(told)
             }
-            TwinChange::Reported(_) => return None,
-        };
-        told.insert("$version".into(), (*version).into());
-        Some(told)
+            // IoT Hub, twins: the complete new section.
+            TwinChange::Replaced(update) => update.desired.as_ref().map(|_| section.told()),
+            TwinChange::Reported(_) => None,
+        }
     }
 }
 
