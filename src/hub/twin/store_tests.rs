@@ -8,7 +8,7 @@ use crate::hub::entropy::testing::Counting;
 use crate::hub::identity::{DeviceIdentity, ModuleIdentity};
 use crate::model::{DeviceId, ModuleId};
 use crate::state::memory::Failure;
-use crate::state::{Entry, MemoryState, Scan};
+use crate::state::{Entry, MemoryState, RedbConfig, RedbState, Scan};
 
 const NOW: UtcMillis = UtcMillis(1_700_000_000_123);
 
@@ -445,6 +445,57 @@ fn threads_that_write_one_twin_get_dense_versions() {
     versions.sort_unstable();
     assert_eq!(versions, (2..202).collect::<Vec<_>>());
     assert_eq!(hub.twins.get(&device()).unwrap().reported.members.len(), 4);
+}
+
+/// The store in use answers on a thread of its own, where the next group of a lane starts.
+#[test]
+fn on_the_real_store_what_is_sent_without_waiting_is_answered_in_order() {
+    let folder = std::env::temp_dir().join(format!("forebay-twins-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let open =
+        || -> Arc<dyn State> { Arc::new(RedbState::open(&folder.join("state.redb"), &RedbConfig::default()).unwrap()) };
+    let names = ["a", "b", "c", "d"].map(|id| IdentityName::device(DeviceId::new(id).unwrap()));
+    {
+        let state = open();
+        let registry = Registry::open(state.clone(), Arc::new(Counting::default()), 4).unwrap();
+        let generations = names.clone().map(|name| {
+            let wanted = DeviceIdentity::new(name.device);
+            registry
+                .create_device_blocking(wanted, NOW)
+                .unwrap()
+                .identity
+                .generation_id
+        });
+        let twins = Twins::new(state, registry);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for n in 0..WAITING_PER_TWIN_MAX {
+            for (at, name) in names.iter().enumerate() {
+                let patch = members(json!({ "last": n, format!("k{}", n % 3): n }));
+                let sender = sender.clone();
+                twins.patch_reported(name.clone(), generations[at], patch, None, NOW, move |result| {
+                    sender.send((at, result.unwrap().twin.reported.version)).unwrap();
+                });
+            }
+        }
+        drop(sender);
+        // A lane that stops would hold the senders for ever.
+        let next = || receiver.recv_timeout(std::time::Duration::from_secs(30)).ok();
+        let answers: Vec<_> = std::iter::from_fn(next).collect();
+        for at in 0..names.len() {
+            let versions = answers.iter().filter(|answer| answer.0 == at).map(|answer| answer.1);
+            assert!(versions.eq(2..WAITING_PER_TWIN_MAX as u64 + 2), "{answers:?}");
+        }
+    }
+    let state = open();
+    let registry = Registry::open(state.clone(), Arc::new(Counting::default()), 4).unwrap();
+    let twins = Twins::new(state, registry);
+    for name in &names {
+        let reported = twins.get(name).unwrap().reported;
+        assert_eq!(reported.members["last"], json!(WAITING_PER_TWIN_MAX - 1));
+        assert_eq!(reported.members.len(), 4);
+    }
+    drop(twins);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[derive(Clone, Debug)]
