@@ -171,6 +171,12 @@ fn posts_wait_for_room_in_their_order_and_one_whose_door_left_is_not_stored() {
     world.progress();
     let stored = answers.iter_mut().map_while(|answer| answer.try_recv().ok()).count();
     assert!((1..9).contains(&stored), "{stored} of 10");
+    // There is room for this one, but not before its turn.
+    let mut small = post(&mut world, 10);
+    world.process().shard.drain(20, now);
+    world.sync(0);
+    world.progress();
+    assert!(small.try_recv().is_err(), "it overtook larger ones");
     answers.truncate(9);
     for _ in 0..10 {
         let view = world.process().partitions[0].view.clone();
@@ -183,9 +189,14 @@ fn posts_wait_for_room_in_their_order_and_one_whose_door_left_is_not_stored() {
     for answer in &mut answers[stored..] {
         assert_eq!(answer.try_recv(), Ok(Ok(())));
     }
+    assert_eq!(small.try_recv(), Ok(Ok(())));
     assert_eq!(world.process().inbox.inflight_bytes(), 0);
     let next = world.process().partitions[0].view.durable();
-    assert_eq!(next, SequenceNumber(9), "the tenth went with its door");
+    assert_eq!(
+        next,
+        SequenceNumber(10),
+        "the tenth of the large ones went with its door"
+    );
 }
 
 #[test]
@@ -201,4 +212,28 @@ fn a_failed_partition_answers_its_posts() {
     world.process().shard.drain(10, now);
     assert_eq!(later.try_recv(), Ok(Err(PostError::Poisoned)));
     assert_eq!(world.process().inbox.inflight_bytes(), 0);
+}
+
+/// A module has a generation of its own: deleting it must not cut off its device.
+#[test]
+fn a_revoke_of_one_generation_leaves_the_others() {
+    let mut world = World::new(Durability::Sync);
+    world.step(&Step::Connect {
+        device: 0,
+        how: Connect::Resume,
+    });
+    world.settle();
+    let link = world.process().sessions[0].link.clone();
+    let own = world.devices[0].key.generation;
+    let now = world.now();
+    for (generation, expected) in [(Generation(own.0 + 1), None), (own, Some(CloseCode::DeviceDeleted))] {
+        let revoke = Revoke {
+            device_id: "device-0".into(),
+            generation: Some(generation),
+            code: CloseCode::DeviceDeleted,
+            reason: "deleted".into(),
+        };
+        world.process().shard.handle(Command::Revoke(revoke), now);
+        assert_eq!(link.end().map(|end| end.code), expected);
+    }
 }
