@@ -37,6 +37,6 @@ pub use entropy::Entropy;
 pub use filter::{DeviceKey, PersistedFilter, Position};
 pub use groups::{Claim, GroupError, Groups};
 pub use identity::{DeviceIdentity, IdentityName, ModuleIdentity};
-pub use policy::{Permissions, Policies};
-pub use registry::{IdentityChanged, IfMatch, Registry, RegistryError};
+pub use policy::{KeySlot, Permissions, Policies};
+pub use registry::{ChangeKind, Changed, IdentityChanged, IfMatch, Registry, RegistryError};
 pub use twin::{Twin, TwinChanged, TwinError, TwinUpdate, Twins};
