@@ -44,10 +44,20 @@ pub enum Table {
     Checkpoints,
     /// Partition; or partition, device id, 0, generation.
     Filter,
+    /// Partition, device id, 0, module id or nothing, 0, sequence number.
+    Outbox,
+    /// Partition, device id, 0, module id or nothing, 0.
+    OutboxQueues,
+    /// Partition, device id, 0, module id or nothing, 0, generation, sequence number.
+    Feedback,
+    /// As `Feedback`: records that stand in a batch.
+    FeedbackReleased,
+    /// `queue`; or the number of a batch.
+    FeedbackBatches,
 }
 
 impl Table {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -56,6 +66,11 @@ impl Table {
         Self::Groups,
         Self::Checkpoints,
         Self::Filter,
+        Self::Outbox,
+        Self::OutboxQueues,
+        Self::Feedback,
+        Self::FeedbackReleased,
+        Self::FeedbackBatches,
     ];
 
     pub fn name(self) -> &'static str {
@@ -68,6 +83,11 @@ impl Table {
             Self::Groups => "groups",
             Self::Checkpoints => "checkpoints",
             Self::Filter => "filter",
+            Self::Outbox => "outbox",
+            Self::OutboxQueues => "outbox_queues",
+            Self::Feedback => "feedback",
+            Self::FeedbackReleased => "feedback_released",
+            Self::FeedbackBatches => "feedback_batches",
         }
     }
 }
