@@ -18,6 +18,7 @@
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+
 //! |  auth  sas  registry  policy  |   |  appender  segment     |
 //! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
+//! |  outbox/  feedback/           |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |

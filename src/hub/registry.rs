@@ -3,7 +3,8 @@
 //! Invariants:
 //! - An answered change is durable; a change is answered once.
 //! - A generation is never given out twice, whatever the clock does.
-//! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
+//! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it, and
+//!   deleting either deletes its queue of messages and the feedback about them.
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
@@ -15,6 +16,7 @@ use super::decide::{Answer, decide, decode, encode};
 use super::entropy::{Entropy, new_etag};
 use super::filter;
 use super::identity::{Authentication, DeviceIdentity, IdentityName, InvalidIdentity, ModuleIdentity, Status};
+use super::outbox;
 use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
 use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
 
@@ -267,7 +269,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a device with its modules and filter positions; tells what it was.
+    /// Removes a device with its modules, filter positions and queues; tells what it was.
     pub fn delete_device(
         &self,
         device: &DeviceId,
@@ -276,7 +278,9 @@ impl Registry {
     ) {
         let key = self.device_key(device);
         let prefix = self.modules_prefix(device);
-        let positions = filter::positions_prefix(self.partition(device), device);
+        let partition = self.partition(device);
+        let positions = filter::positions_prefix(partition, device);
+        let device = device.clone();
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Devices, &key)?.ok_or(RegistryError::DeviceNotFound)?;
             let stored: DeviceIdentity = decode(&raw)?;
@@ -286,6 +290,7 @@ impl Registry {
                 .delete(Table::Devices, key.clone())
                 .delete_prefix(Table::Modules, prefix.clone())
                 .delete_prefix(Table::Filter, positions.clone());
+            let batch = outbox::delete_device(batch, partition, &device);
             Ok((batch, device_changed(stored, ChangeKind::Deleted)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -367,7 +372,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a module; tells what it was.
+    /// Removes a module with its queue; tells what it was.
     pub fn delete_module(
         &self,
         device: &DeviceId,
@@ -376,6 +381,8 @@ impl Registry {
         done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
     ) {
         let key = self.module_key(device, module);
+        let partition = self.partition(device);
+        let name = IdentityName::module(device.clone(), module.clone());
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Modules, &key)?.ok_or(RegistryError::ModuleNotFound)?;
             let stored: ModuleIdentity = decode(&raw)?;
@@ -383,6 +390,7 @@ impl Registry {
             let batch = WriteBatch::new()
                 .expect(Table::Modules, key.clone(), Expected::Value(raw))
                 .delete(Table::Modules, key.clone());
+            let batch = outbox::delete_queue(batch, partition, &name);
             Ok((batch, module_changed(stored, ChangeKind::Deleted)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -473,23 +481,37 @@ impl Registry {
     }
 
     fn device_key(&self, device: &DeviceId) -> Vec<u8> {
-        let mut key = self.partition(device).0.to_be_bytes().to_vec();
-        key.extend_from_slice(device.as_str().as_bytes());
-        key
+        device_key(self.partition(device), device)
     }
 
     fn modules_prefix(&self, device: &DeviceId) -> Vec<u8> {
-        let mut key = self.device_key(device);
-        // No id has this byte, so no device's modules are among those of another.
-        key.push(0);
-        key
+        modules_prefix(self.partition(device), device)
     }
 
     fn module_key(&self, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
-        let mut key = self.modules_prefix(device);
-        key.extend_from_slice(module.as_str().as_bytes());
-        key
+        module_key(self.partition(device), device, module)
     }
+}
+
+/// Under which a device stands in its table.
+pub(super) fn device_key(partition: PartitionId, device: &DeviceId) -> Vec<u8> {
+    let mut key = partition.0.to_be_bytes().to_vec();
+    key.extend_from_slice(device.as_str().as_bytes());
+    key
+}
+
+fn modules_prefix(partition: PartitionId, device: &DeviceId) -> Vec<u8> {
+    let mut key = device_key(partition, device);
+    // No id has this byte, so no device's modules are among those of another.
+    key.push(0);
+    key
+}
+
+/// Under which a module stands in its table.
+pub(super) fn module_key(partition: PartitionId, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
+    let mut key = modules_prefix(partition, device);
+    key.extend_from_slice(module.as_str().as_bytes());
+    key
 }
 
 fn wait<R: Send + 'static>(start: impl FnOnce(Answer<R, RegistryError>)) -> Result<R, RegistryError> {
