@@ -186,7 +186,7 @@ async fn read_partition(
     let start = cursor.position().0;
     let mut bytes = 0;
     while cursor.position().0 < range.next {
-        let chunk = cursor.next().await?.context("the hub ended the cursor")?;
+        let chunk = cursor.next().await?;
         bytes += chunk.bytes().len() as u64;
     }
     Ok((cursor.position().0 - start, bytes))
@@ -220,7 +220,6 @@ async fn first_message(hub: &Hub, probe: &Member, transport: &TransportOptions) 
     // Any message of any partition that has one: what is read is what was stored before or since.
     let range = ends.iter().find(|range| range.next > range.first).unwrap_or(&ends[0]);
     let from = Subscription::sequence(range.id, SequenceNumber(range.next.saturating_sub(1)));
-    let chunk = service.subscribe(&from).await?.next().await?;
-    ensure!(chunk.is_some(), "the hub ended the cursor");
+    service.subscribe(&from).await?.next().await?;
     Ok(())
 }

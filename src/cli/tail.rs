@@ -7,6 +7,7 @@
 //! A reader's position moves when the output has taken its lines, so a new connection goes on exactly behind them: no
 //! message is missing and none comes twice. Order is kept within a partition, not between them.
 
+use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -209,9 +210,7 @@ struct Reader {
 impl Reader {
     async fn follow(mut self, service: Arc<Service>, blocks: Blocks) -> (Self, ClientError) {
         loop {
-            let Err(error) = self.read(&service, &blocks).await else {
-                return (self, ClientError::Unreachable("the hub ended the cursor".into()));
-            };
+            let Err(error) = self.read(&service, &blocks).await;
             // Retention was faster, or records are lost: the hub says where reading can go on.
             if let ClientError::Refused { reason, next, .. } = &error
                 && self.next.is_some_and(|at| at.0 < *next)
@@ -224,11 +223,14 @@ impl Reader {
         }
     }
 
-    async fn read(&mut self, service: &Service, blocks: &Blocks) -> Result<(), ClientError> {
+    /// Hands messages to the output until reading fails.
+    async fn read(&mut self, service: &Service, blocks: &Blocks) -> Result<Infallible, ClientError> {
         let mut cursor = service.subscribe(&self.subscription()).await?;
         self.next = Some(cursor.position());
-        while let Some(chunk) = cursor.next().await? {
-            let block = chunk
+        loop {
+            let block = cursor
+                .next()
+                .await?
                 .events()
                 .map(|event| Ok(self.lines.line(self.partition, &event?)))
                 .collect::<Result<_, ClientError>>()?;
@@ -238,7 +240,6 @@ impl Reader {
             }
             self.next = Some(cursor.position());
         }
-        Ok(())
     }
 
     fn subscription(&self) -> Subscription {

@@ -21,7 +21,7 @@ use super::backoff::{Backoff, BackoffConfig};
 use super::buffer::{Buffer, BufferConfig, BufferError, BufferSync, Stored, Unacknowledged, WhenFull};
 use super::credential::Credential;
 use super::endpoint::{ClientEndpoint, HubAddress};
-use super::{AGENT, ClientError};
+use super::{AGENT, ClientError, WELCOME_TIMEOUT};
 use crate::model::{DeviceId, Epoch, Message};
 use crate::wire::batch::BatchBuilder;
 use crate::wire::close::CloseCode;
@@ -36,14 +36,11 @@ const DROPPED_RANGES_MAX: usize = 1024;
 /// connection each.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// From the first packet to the welcome. A hub that vanished between them cannot say so: until a handshake is done a client
-/// does not know the token of a stateless reset, and would wait for the idle timeout beside a hub that is long back.
-// As long as the hub waits for a hello.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// See `silence`. A killed hub usually answers with a stateless reset once it is back; where the reset is lost or not
-/// recognised, the client would hold on to the dead connection for its whole idle timeout.
+/// See `silence`. A hub that was killed answers with a stateless reset once it is back, but only when it is asked: QUIC
+/// doubles the time between its probes, so a client whose probes fell into the time without a hub would hold on to the
+/// dead connection for many seconds, at worst for its whole idle timeout.
 const SILENCE: Duration = Duration::from_secs(4);
+const SILENCE_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How a device connects and what it keeps.
 #[derive(Clone, Debug)]
@@ -714,22 +711,29 @@ pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> 
     }
 }
 
-/// Completes when packets went out and none came in for a whole `SILENCE` after: a hub that lives acknowledges packets
-/// even while it withholds the acknowledgements of messages.
+/// Completes when a packet went out and for `SILENCE` after none came in: a hub that lives acknowledges packets even while
+/// it withholds the acknowledgements of messages.
 async fn silence(connection: &quinn::Connection) {
-    let mut received = connection.stats().udp_rx.datagrams;
-    let mut sent = connection.stats().udp_tx.datagrams;
-    let mut is_unanswered = false;
-    loop {
-        tokio::time::sleep(SILENCE).await;
+    let datagrams = || {
         let stats = connection.stats();
-        let is_heard = stats.udp_rx.datagrams != received;
-        if is_unanswered && !is_heard {
-            return;
+        (stats.udp_rx.datagrams, stats.udp_tx.datagrams)
+    };
+    let (mut received, mut sent) = datagrams();
+    let mut unanswered_since = None;
+    loop {
+        tokio::time::sleep(SILENCE_CHECKED_EVERY).await;
+        let now = Instant::now();
+        let (received_now, sent_now) = datagrams();
+        if received_now != received {
+            unanswered_since = None;
+            (received, sent) = (received_now, sent_now);
+        } else if sent_now != sent {
+            // What went out in the interval may have gone at its end.
+            let since = *unanswered_since.get_or_insert(now);
+            if now.duration_since(since) >= SILENCE {
+                return;
+            }
         }
-        // What went out in the last moment of one interval has all of the next to be answered.
-        is_unanswered = !is_heard && stats.udp_tx.datagrams != sent;
-        (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
     }
 }
 

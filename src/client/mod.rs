@@ -33,13 +33,13 @@
 //! # async fn example(endpoint: ClientEndpoint, options: ServiceOptions) -> Result<(), Box<dyn std::error::Error>> {
 //! let service = Service::connect(&endpoint, &options).await?;
 //! let mut cursor = service.subscribe(&Subscription::earliest(0)).await?;
-//! while let Some(chunk) = cursor.next().await? {
-//!     for event in chunk.events() {
+//! loop {
+//!     for event in cursor.next().await?.events() {
 //!         let event = event?;
 //!         println!("{} {} {:?}", event.sequence, event.origin.device_id, event.message.body());
 //!     }
 //! }
-//! # Ok(()) }
+//! # }
 //! ```
 
 pub mod backoff;
@@ -50,12 +50,19 @@ pub mod endpoint;
 pub mod service;
 pub mod tls;
 
+use std::time::Duration;
+
 use quinn::ConnectionError;
 
 use crate::wire::close::CloseCode;
 
 /// Name and version, for the hub's logs.
 pub const AGENT: &str = concat!("forebay-rust/", env!("CARGO_PKG_VERSION"));
+
+/// From the first packet to the welcome; as long as the hub waits for a hello. A hub that vanished between them cannot say
+/// so: until a handshake is done a client does not know the token of a stateless reset, and would wait for the idle
+/// timeout beside a hub that is long back.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a client operation failed.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use super::credential::PolicyKey;
 use super::device::next_frame;
 use super::endpoint::{ClientEndpoint, HubAddress};
-use super::{AGENT, ClientError};
+use super::{AGENT, ClientError, WELCOME_TIMEOUT};
 use crate::log::record::{Record, records};
 use crate::model::{SequenceNumber, UtcMillis};
 use crate::wire::batch::Payload;
@@ -41,8 +41,15 @@ pub struct Service {
 
 impl Service {
     /// # Errors
-    /// `ClientError::Closed` with the reason when the hub refuses.
+    /// `ClientError::Closed` with the reason when the hub refuses, `Unreachable` when it does not answer within
+    /// `WELCOME_TIMEOUT`.
     pub async fn connect(endpoint: &ClientEndpoint, options: &ServiceOptions) -> Result<Self, ClientError> {
+        tokio::time::timeout(WELCOME_TIMEOUT, Self::establish(endpoint, options))
+            .await
+            .unwrap_or_else(|_| Err(ClientError::Unreachable("no welcome in time".into())))
+    }
+
+    async fn establish(endpoint: &ClientEndpoint, options: &ServiceOptions) -> Result<Self, ClientError> {
         let (connection, _) = endpoint.connect(&options.hub, None, false).await?;
         let (mut send, mut recv) = connection.open_bi().await?;
         let hello = Hello {
@@ -271,28 +278,19 @@ impl Cursor {
         self.stored
     }
 
-    /// The next messages; waits at the end of the log. `None` when the hub ended the cursor without an error.
+    /// The next messages; waits at the end of the log.
     ///
     /// # Errors
     /// `ClientError::Refused` when ownership was lost, or when the log is damaged or deleted here: `next` in the error
     /// says where reading can go on.
-    pub async fn next(&mut self) -> Result<Option<Chunk>, ClientError> {
+    pub async fn next(&mut self) -> Result<Chunk, ClientError> {
         loop {
-            let frame = self.stream.next().await?;
-            match frame.kind {
-                Kind::Deliver => {
-                    let chunk = Chunk {
-                        bytes: frame.body,
-                        from: self.next,
-                    };
-                    self.next = chunk.end()?;
-                    self.give_credit(chunk.bytes.len() as u64).await;
-                    return Ok(Some(chunk));
+            match self.read().await? {
+                Arrived::Chunk(chunk) => {
+                    self.give_credit(&chunk).await;
+                    return Ok(chunk);
                 }
-                Kind::CheckpointStored => {
-                    self.stored = Some(SequenceNumber(expect::<CheckpointStored>(&frame)?.next));
-                }
-                _ => return expect::<CheckpointStored>(&frame).map(|_| None),
+                Arrived::Stored => {}
             }
         }
     }
@@ -310,36 +308,47 @@ impl Cursor {
             .map_err(|error| ClientError::Unreachable(error.to_string()))
     }
 
-    /// As `checkpoint`, and waits until the hub has it on disk. Messages that arrive meanwhile are kept out of order of
-    /// this call only by being counted against the credit: call it when no `next` is under way.
+    /// As `checkpoint`, and waits until the hub has it on disk. Returns the messages that arrived meanwhile, which `next`
+    /// will not hand out again: at most `credit_bytes` of them, since no further credit is given before the end.
     ///
     /// # Errors
     /// `ClientError::Refused` when ownership was lost.
     pub async fn checkpoint_stored(&mut self, next: SequenceNumber) -> Result<Vec<Chunk>, ClientError> {
         self.checkpoint(next).await?;
-        let mut arrived = Vec::new();
+        let mut chunks = Vec::new();
         while self.stored.is_none_or(|stored| stored < next) {
-            let frame = self.stream.next().await?;
-            match frame.kind {
-                Kind::Deliver => {
-                    let chunk = Chunk {
-                        bytes: frame.body,
-                        from: self.next,
-                    };
-                    self.next = chunk.end()?;
-                    arrived.push(chunk);
-                }
-                _ => self.stored = Some(SequenceNumber(expect::<CheckpointStored>(&frame)?.next)),
+            match self.read().await? {
+                Arrived::Chunk(chunk) => chunks.push(chunk),
+                Arrived::Stored => {}
             }
         }
-        for chunk in &arrived {
-            self.give_credit(chunk.bytes.len() as u64).await;
+        for chunk in &chunks {
+            self.give_credit(chunk).await;
         }
-        Ok(arrived)
+        Ok(chunks)
     }
 
-    async fn give_credit(&mut self, bytes: u64) {
-        self.consumed_bytes += bytes;
+    async fn read(&mut self) -> Result<Arrived, ClientError> {
+        let frame = self.stream.next().await?;
+        match frame.kind {
+            Kind::Deliver => {
+                let chunk = Chunk {
+                    bytes: frame.body,
+                    from: self.next,
+                };
+                self.next = chunk.end()?;
+                Ok(Arrived::Chunk(chunk))
+            }
+            // Anything else is a failure, or none of a cursor's business.
+            _ => {
+                self.stored = Some(SequenceNumber(expect::<CheckpointStored>(&frame)?.next));
+                Ok(Arrived::Stored)
+            }
+        }
+    }
+
+    async fn give_credit(&mut self, chunk: &Chunk) {
+        self.consumed_bytes += chunk.bytes.len() as u64;
         if self.consumed_bytes * 2 >= self.credit_bytes {
             let credit = Credit {
                 bytes: std::mem::take(&mut self.consumed_bytes),
@@ -348,6 +357,13 @@ impl Cursor {
             let _ = self.stream.send.write_all(&credit.to_frame()).await;
         }
     }
+}
+
+/// What came on a cursor's stream.
+enum Arrived {
+    Chunk(Chunk),
+    /// `stored` has moved.
+    Stored,
 }
 
 /// Whole log records, as they stand on the hub's disk.

@@ -151,7 +151,7 @@ impl Site {
                 .await
                 .unwrap();
             while (stored.len() as u64) < next {
-                let chunk = within(cursor.next()).await.unwrap().expect("a cursor has no end");
+                let chunk = within(cursor.next()).await.unwrap();
                 for event in chunk.events() {
                     let event = event.unwrap();
                     assert_eq!(event.sequence.0, stored.len() as u64, "sequence numbers are dense");

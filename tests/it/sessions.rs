@@ -520,9 +520,41 @@ async fn checkpoints_survive_a_crash_and_a_second_owner_fences_the_first() {
     let after = Subscription::checkpoint(partition).group("cg2");
     let mut after = within(service.subscribe(&after)).await.unwrap();
     assert_eq!(after.position(), SequenceNumber(70));
-    let chunk = within(after.next()).await.unwrap().unwrap();
+    let chunk = within(after.next()).await.unwrap();
     let event = chunk.events().next().unwrap().unwrap();
     assert_eq!((event.sequence.0, event.message.body()), (70, &b"70"[..]));
+}
+
+#[tokio::test]
+async fn a_reader_in_full_flow_learns_that_it_was_taken_over() {
+    const MESSAGES: u64 = 400;
+    let hub = Hub::start(&[]);
+    let site = Site::of(&hub);
+    let key = site.create_device("source").await;
+    let device = site.device("source", &key);
+    let partition = PartitionId::of_hash(DeviceId::new("source").unwrap().hash64(), 4).0;
+    // More than all windows between hub and reader hold.
+    for _ in 0..MESSAGES {
+        within(device.send(&Message::new(vec![0; 100_000]))).await.unwrap();
+    }
+    within(device.acknowledged(Receipt(MESSAGES))).await.unwrap();
+    let subscription = |owner: &str| Subscription::earliest(partition).owner(owner, 1).credit_bytes(1 << 40);
+    let first = site.service().await;
+    let mut first_cursor = within(first.subscribe(&subscription("first"))).await.unwrap();
+    within(first_cursor.next()).await.unwrap();
+    // It reads no further: the hub has a write under way and never waits for more messages.
+    let second = site.service().await;
+    let _second_cursor = within(second.subscribe(&subscription("second"))).await.unwrap();
+    let lost = loop {
+        match within(first_cursor.next()).await {
+            Ok(_) => assert!(
+                first_cursor.position().0 < MESSAGES,
+                "all was delivered to the former owner"
+            ),
+            Err(lost) => break lost,
+        }
+    };
+    assert_eq!(refused_with(&lost), 409_000);
 }
 
 #[tokio::test]
