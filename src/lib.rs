@@ -19,7 +19,7 @@
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+
 //! |  auth  sas  registry  policy  |   |  appender  segment     |
 //! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
-//! |  twin/                        |   |                        |
+//! |  outbox/  feedback/  twin/    |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |

@@ -21,6 +21,8 @@ impl ErrorCode {
     pub const HUB_NOT_FOUND: Self = Self::new(401_001, "IotHubNotFound");
     pub const UNAUTHORIZED_ACCESS: Self = Self::new(401_002, "IotHubUnauthorizedAccess");
     pub const UNAUTHORIZED: Self = Self::new(401_003, "IotHubUnauthorized");
+    pub const DEVICE_QUEUE_DEPTH: Self = Self::new(403_004, "DeviceMaximumQueueDepthExceeded");
+    pub const MESSAGE_EXPIRY: Self = Self::new(403_009, "InvalidMessageExpiryTime");
     pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");
     pub const NOT_FOUND: Self = Self::new(404_000, "GenericNotFound");
     pub const DEVICE_NOT_FOUND: Self = Self::new(404_001, "DeviceNotFound");
@@ -33,6 +35,7 @@ impl ErrorCode {
     pub const DEVICE_ALREADY_EXISTS: Self = Self::new(409_001, "DeviceAlreadyExists");
     pub const MODULE_ALREADY_EXISTS: Self = Self::new(409_301, "ModuleAlreadyExistsOnDevice");
     pub const PRECONDITION_FAILED: Self = Self::new(412_001, "PreconditionFailed");
+    pub const LOCK_LOST: Self = Self::new(412_002, "DeviceMessageLockLost");
     pub const TOO_LARGE: Self = Self::new(413_000, "GenericRequestEntityTooLarge");
     pub const MESSAGE_TOO_LARGE: Self = Self::new(413_001, "MessageTooLarge");
     pub const TOO_MANY_DEVICES: Self = Self::new(413_002, "TooManyDevices");

@@ -32,6 +32,10 @@ where
         Ok(decided) => decided,
         Err(error) => return done(Err(error)),
     };
+    // What was read is durable; an answer that changes nothing need not wait for the disk.
+    if batch.is_empty() {
+        return done(Ok(answer));
+    }
     let again = Arc::clone(&state);
     let committed = move |result: Result<(), StateError>| match result {
         Ok(()) => done(Ok(answer)),

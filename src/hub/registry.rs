@@ -4,7 +4,7 @@
 //! - An answered change is durable; a change is answered once.
 //! - A generation is never given out twice, whatever the clock does.
 //! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
-//! - A twin is deleted with its identity.
+//! - Deleting an identity deletes its twin, its queue of messages and the feedback about them with it.
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
@@ -18,6 +18,7 @@ use super::filter;
 use super::identity::{
     Authentication, AuthenticationKind, DeviceIdentity, IdentityName, InvalidIdentity, KeyPair, ModuleIdentity, Status,
 };
+use super::outbox;
 use super::policy::KeySlot;
 use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
 use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
@@ -285,7 +286,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a device with its modules, their twins, and its filter positions; tells what it was.
+    /// Removes a device with its modules, filter positions, twins and queues; tells what it was.
     pub fn delete_device(
         &self,
         device: &DeviceId,
@@ -294,7 +295,9 @@ impl Registry {
     ) {
         let key = self.device_key(device);
         let prefix = self.modules_prefix(device);
-        let positions = filter::positions_prefix(self.partition(device), device);
+        let partition = self.partition(device);
+        let positions = filter::positions_prefix(partition, device);
+        let device = device.clone();
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Devices, &key)?.ok_or(RegistryError::DeviceNotFound)?;
             let stored: DeviceIdentity = decode(&raw)?;
@@ -306,6 +309,7 @@ impl Registry {
                 .delete(Table::Twins, key.clone())
                 .delete_prefix(Table::Twins, prefix.clone())
                 .delete_prefix(Table::Filter, positions.clone());
+            let batch = outbox::delete_device(batch, partition, &device);
             Ok((batch, device_changed(stored, ChangeKind::Deleted)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -387,7 +391,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a module with its twin; tells what it was.
+    /// Removes a module with its twin and queue; tells what it was.
     pub fn delete_module(
         &self,
         device: &DeviceId,
@@ -396,6 +400,8 @@ impl Registry {
         done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
     ) {
         let key = self.module_key(device, module);
+        let partition = self.partition(device);
+        let name = IdentityName::module(device.clone(), module.clone());
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Modules, &key)?.ok_or(RegistryError::ModuleNotFound)?;
             let stored: ModuleIdentity = decode(&raw)?;
@@ -404,6 +410,7 @@ impl Registry {
                 .expect(Table::Modules, key.clone(), Expected::Value(raw))
                 .delete(Table::Modules, key.clone())
                 .delete(Table::Twins, key.clone());
+            let batch = outbox::delete_queue(batch, partition, &name);
             Ok((batch, module_changed(stored, ChangeKind::Deleted)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -600,23 +607,37 @@ impl Registry {
     }
 
     fn device_key(&self, device: &DeviceId) -> Vec<u8> {
-        let mut key = self.partition(device).0.to_be_bytes().to_vec();
-        key.extend_from_slice(device.as_str().as_bytes());
-        key
+        device_key(self.partition(device), device)
     }
 
     fn modules_prefix(&self, device: &DeviceId) -> Vec<u8> {
-        let mut key = self.device_key(device);
-        // No id has this byte, so no device's modules are among those of another.
-        key.push(0);
-        key
+        modules_prefix(self.partition(device), device)
     }
 
     fn module_key(&self, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
-        let mut key = self.modules_prefix(device);
-        key.extend_from_slice(module.as_str().as_bytes());
-        key
+        module_key(self.partition(device), device, module)
     }
+}
+
+/// Under which a device stands in its table.
+pub(super) fn device_key(partition: PartitionId, device: &DeviceId) -> Vec<u8> {
+    let mut key = partition.0.to_be_bytes().to_vec();
+    key.extend_from_slice(device.as_str().as_bytes());
+    key
+}
+
+fn modules_prefix(partition: PartitionId, device: &DeviceId) -> Vec<u8> {
+    let mut key = device_key(partition, device);
+    // No id has this byte, so no device's modules are among those of another.
+    key.push(0);
+    key
+}
+
+/// Under which a module stands in its table.
+pub(super) fn module_key(partition: PartitionId, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
+    let mut key = modules_prefix(partition, device);
+    key.extend_from_slice(module.as_str().as_bytes());
+    key
 }
 
 fn wait<R: Send + 'static>(start: impl FnOnce(Answer<R, RegistryError>)) -> Result<R, RegistryError> {

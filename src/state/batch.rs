@@ -65,6 +65,11 @@ impl WriteBatch {
         self
     }
 
+    /// Whether it would change nothing.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
     /// Bytes of keys and values, for bounding a group.
     pub(super) fn bytes(&self) -> usize {
         self.writes

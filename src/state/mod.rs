@@ -46,10 +46,20 @@ pub enum Table {
     Filter,
     /// As the identity: partition, device id; or partition, device id, 0, module id.
     Twins,
+    /// Partition, device id, 0, module id or nothing, 0, sequence number.
+    Outbox,
+    /// Partition, device id, 0, module id or nothing, 0.
+    OutboxQueues,
+    /// Partition, device id, 0, module id or nothing, 0, generation, sequence number.
+    Feedback,
+    /// As `Feedback`: records that stand in a batch.
+    FeedbackReleased,
+    /// `queue`; or the number of a batch.
+    FeedbackBatches,
 }
 
 impl Table {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -59,6 +69,11 @@ impl Table {
         Self::Checkpoints,
         Self::Filter,
         Self::Twins,
+        Self::Outbox,
+        Self::OutboxQueues,
+        Self::Feedback,
+        Self::FeedbackReleased,
+        Self::FeedbackBatches,
     ];
 
     pub fn name(self) -> &'static str {
@@ -72,6 +87,11 @@ impl Table {
             Self::Checkpoints => "checkpoints",
             Self::Filter => "filter",
             Self::Twins => "twins",
+            Self::Outbox => "outbox",
+            Self::OutboxQueues => "outbox_queues",
+            Self::Feedback => "feedback",
+            Self::FeedbackReleased => "feedback_released",
+            Self::FeedbackBatches => "feedback_batches",
         }
     }
 }
