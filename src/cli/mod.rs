@@ -3,6 +3,7 @@
 //! One file a subcommand: what it takes, and a `run` that does it. Answers go to standard output, all else to standard
 //! error; an error ends the process with 1.
 
+pub mod c2d;
 pub mod config;
 mod connect;
 pub mod dev;
@@ -18,6 +19,7 @@ pub mod tail;
 
 use clap::{Parser, Subcommand};
 
+pub use c2d::C2dArgs;
 pub use config::ConfigArgs;
 pub use dev::DevArgs;
 pub use device::DeviceArgs;
@@ -47,6 +49,8 @@ pub enum Command {
     Device(DeviceArgs),
     /// Send messages as a device: one from the command line, or one for each line of standard input
     Send(SendArgs),
+    /// Queue messages for devices, and remove queued ones
+    C2d(C2dArgs),
     /// Follow the messages of a hub
     Tail(TailArgs),
     /// Look into the log files of a stopped hub
@@ -65,6 +69,7 @@ impl Cli {
             Command::Config(args) => Ok(args.run(&mut std::io::stdout().lock())?),
             Command::Device(args) => args.run(),
             Command::Send(args) => args.run(),
+            Command::C2d(args) => args.run(),
             Command::Tail(args) => args.run(),
             Command::Log(args) => args.run(),
         }
@@ -120,6 +125,8 @@ mod tests {
             "forebay device delete dev-1",
             "forebay send dev-1 hello --property a=b --property c=d=e --content-type text/plain",
             "forebay send --connection-string x --ca ca.pem --port 1 --lines",
+            "forebay c2d send dev-1 on --message-id m-1 --ack full -p a=b --expiry 2030-01-01T00:00:00Z",
+            "forebay c2d purge dev-1 --json",
             "forebay tail",
             "forebay tail --partition 1 --from sequence:5 --json --count 3",
             "forebay log verify d",
@@ -141,6 +148,8 @@ mod tests {
             "forebay device create dev/1",
             "forebay device create dev-1 --key AA== --thumbprint 00112233445566778899aabbccddeeff00112233",
             "forebay device create dev-1 --thumbprint 0011",
+            "forebay c2d send dev-1 on --ack full",
+            "forebay c2d send dev-1 on --ack perhaps",
             "forebay send",
             "forebay send dev-1 hello --lines",
             "forebay send dev-1 --lines --message-id one",

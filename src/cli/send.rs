@@ -66,7 +66,7 @@ const BLOCKS_MAX: usize = 4;
 const TELL_AFTER: Duration = Duration::from_secs(2);
 const LINK_EVERY: Duration = Duration::from_millis(500);
 
-fn property(text: &str) -> Result<(String, String), String> {
+pub(super) fn property(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("a property has the form NAME=VALUE".to_owned()),

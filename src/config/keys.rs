@@ -267,6 +267,24 @@ table! {
             "Former TLS sessions remembered so that they may resume.",
             "About 1 KiB of memory for each.";
     }
+    #[doc = "Messages to devices, and feedback about them (the contract's cloudToDevice settings)."]
+    commands: Commands {
+        default_ttl: Duration = seconds(3600), Range::Between(seconds(60), seconds(172_800)),
+            "How long a message waits for its device when the sender set no expiry.",
+            "Messages for absent devices stay on disk for longer.";
+        delivery_count_max: u32 = 10, Range::Between(1, 100),
+            "Abandons that end a message.",
+            "A message that a device cannot handle comes back more often.";
+        feedback_ttl: Duration = seconds(3600), Range::Between(seconds(60), seconds(172_800)),
+            "How long feedback waits for a service.",
+            "Feedback that nobody takes stays on disk for longer.";
+        feedback_delivery_count_max: u32 = 10, Range::Between(1, 100),
+            "Abandons that end a batch of feedback.",
+            "A batch that a service cannot handle comes back more often.";
+        feedback_lock: Duration = seconds(60), Range::Between(seconds(5), seconds(300)),
+            "How long a service holds a batch of feedback.",
+            "A batch held by a service that died comes back later.";
+    }
     #[doc = "The threads that own partitions."]
     shard: Shard {
         inflight_bytes_max: Bytes = mib(64), Range::Between(mib(1), gib(16)),

@@ -11,12 +11,19 @@ use crate::model::UtcMillis;
 
 // IoT Hub, HTTPS section 1.
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const ERROR_CODE: HeaderName = HeaderName::from_static("iothub-errorcode");
 const TRACKING_ID: HeaderName = HeaderName::from_static("iothub-servicetrackingid");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
 /// What a client that was told to come back later should wait.
 const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A date-time as general parsers accept it.
+pub fn time(at: UtcMillis) -> String {
+    let time = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
+    format!("{time:.3}")
+}
 
 /// A request did what it was for.
 #[derive(Debug)]
@@ -25,7 +32,8 @@ pub struct Answer {
     etag: Option<String>,
     /// Of the error that a body of its own form tells of.
     error: Option<ErrorCode>,
-    body: Option<String>,
+    body: Option<(HeaderValue, Vec<u8>)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Answer {
@@ -35,17 +43,36 @@ impl Answer {
             etag: None,
             error: None,
             body: None,
+            headers: Vec::new(),
         }
     }
 
     pub fn json(status: u16, document: &impl Serialize) -> Self {
-        let body = serde_json::to_string(document).expect("documents have text keys and no failing serializers");
+        let body = serde_json::to_vec(document).expect("documents have text keys and no failing serializers");
         Self {
             status,
-            etag: None,
-            error: None,
-            body: Some(body),
+            body: Some((JSON, body)),
+            ..Self::no_content()
         }
+    }
+
+    /// Bytes that are the hub's users' own.
+    pub fn bytes(status: u16, body: Vec<u8>) -> Self {
+        Self {
+            status,
+            body: Some((BYTES, body)),
+            ..Self::no_content()
+        }
+    }
+
+    /// Adds a header. What no header may carry is replaced by spaces; a name that is none is left out.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if let (Ok(name), Ok(value)) = (name.parse(), HeaderValue::from_bytes(value.as_bytes())) {
+            self.headers.push((name, value));
+        }
+        self
     }
 
     /// Adds the version, which stands in quotes in the header.
@@ -71,8 +98,11 @@ impl Answer {
         if let Some(code) = self.error {
             response.insert_header((ERROR_CODE, code.name));
         }
+        for header in self.headers {
+            response.append_header(header);
+        }
         match self.body {
-            Some(body) => response.insert_header((CONTENT_TYPE, JSON)).body(body),
+            Some((kind, body)) => response.insert_header((CONTENT_TYPE, kind)).body(body),
             None => response.finish(),
         }
     }

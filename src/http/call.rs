@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use super::answer::Refused;
 use super::config::Config;
 use super::serve::Site;
+use crate::hub::outbox::LockToken;
 use crate::hub::sas;
-use crate::hub::{AuthError, ErrorCode, IfMatch};
+use crate::hub::{AuthError, ErrorCode, IdentityName, IfMatch};
 use crate::model::{DeviceId, ModuleId, UtcMillis};
 
 /// A request's body until it is read. Whoever answers keeps what is left: actix ends a connection whose request has a
@@ -117,6 +118,30 @@ impl Call {
         ModuleId::new(self.id(3)).map_err(|error| Refused::invalid(format_args!("the module id {error}")))
     }
 
+    /// The device, or the module of it, that the path names.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid`.
+    pub fn identity(&self) -> Result<IdentityName, Refused> {
+        Ok(IdentityName {
+            device: self.device()?,
+            module: if self.names_module() {
+                Some(self.module()?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// The lock token that is the path's segment of this number, from 0.
+    ///
+    /// # Errors
+    /// `DeviceMessageLockLost`: nothing is locked by text that is no token.
+    pub fn lock_token(&self, index: usize) -> Result<LockToken, Refused> {
+        let token = self.id(index).parse();
+        token.map_err(|_| Refused::new(ErrorCode::LOCK_LOST, "no such lock"))
+    }
+
     /// Whether the path goes by way of a module.
     pub fn names_module(&self) -> bool {
         self.segments
@@ -180,8 +205,16 @@ impl Call {
     /// # Errors
     /// As `body`; `IotHubFormatError` for what is no JSON, `ArgumentInvalid` for JSON of another kind.
     pub async fn json<T: DeserializeOwned>(&self) -> Result<T, Refused> {
+        self.json_by(|body| serde_json::from_slice(body)).await
+    }
+
+    /// The body as what `parse` makes of it.
+    ///
+    /// # Errors
+    /// As `json`.
+    pub async fn json_by<T>(&self, parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>) -> Result<T, Refused> {
         let body = self.body(usize::MAX, ErrorCode::TOO_LARGE).await?;
-        serde_json::from_slice(&body).map_err(|error| match error.classify() {
+        parse(&body).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => Refused::invalid(error),
             serde_json::error::Category::Io
             | serde_json::error::Category::Syntax

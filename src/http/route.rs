@@ -17,12 +17,23 @@ pub enum Route {
     ModuleList,
     StatisticsDevices,
     StatisticsService,
+    TwinGet,
+    TwinPatch,
+    TwinPut,
+    CommandReceive,
+    /// Complete or reject.
+    CommandSettle,
+    CommandAbandon,
+    CommandPurge,
+    FeedbackReceive,
+    FeedbackComplete,
+    FeedbackAbandon,
     /// No route: an unknown path, a method that it has not, a request that cannot be read.
     None,
 }
 
 impl Route {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 25] = [
         Self::DeviceEvents,
         Self::DeviceFiles,
         Self::DeviceGet,
@@ -37,6 +48,16 @@ impl Route {
         Self::ModuleList,
         Self::StatisticsDevices,
         Self::StatisticsService,
+        Self::TwinGet,
+        Self::TwinPatch,
+        Self::TwinPut,
+        Self::CommandReceive,
+        Self::CommandSettle,
+        Self::CommandAbandon,
+        Self::CommandPurge,
+        Self::FeedbackReceive,
+        Self::FeedbackComplete,
+        Self::FeedbackAbandon,
         Self::None,
     ];
 
@@ -56,6 +77,16 @@ impl Route {
             Self::ModuleList => "module_list",
             Self::StatisticsDevices => "statistics_devices",
             Self::StatisticsService => "statistics_service",
+            Self::TwinGet => "twin_get",
+            Self::TwinPatch => "twin_patch",
+            Self::TwinPut => "twin_put",
+            Self::CommandReceive => "command_receive",
+            Self::CommandSettle => "command_settle",
+            Self::CommandAbandon => "command_abandon",
+            Self::CommandPurge => "command_purge",
+            Self::FeedbackReceive => "feedback_receive",
+            Self::FeedbackComplete => "feedback_complete",
+            Self::FeedbackAbandon => "feedback_abandon",
             Self::None => "none",
         }
     }

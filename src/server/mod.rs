@@ -10,6 +10,7 @@
 
 pub mod demo;
 mod resumption;
+mod sweeper;
 pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +26,10 @@ use tokio::sync::oneshot;
 use crate::config::Config;
 use crate::http;
 use crate::hub::filter::PersistedFilter;
-use crate::hub::{Authenticator, Authorities, Entropy, Groups, HubConfig, Policies, Registry, meta::HubMeta};
+use crate::hub::{
+    Authenticator, Authorities, Entropy, Feedbacks, Groups, HubConfig, Outboxes, Policies, QueueSettings, Registry,
+    Twins, meta::HubMeta,
+};
 use crate::log::{self, Appender, DiskStorage, Log};
 use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
@@ -216,6 +220,9 @@ impl Server {
         }
         let authorities = Authorities::open(state.clone())?;
         let groups = Groups::new(state.clone());
+        let queues = queue_settings(config);
+        let outboxes = Outboxes::new(state.clone(), entropy.clone(), queues.clone(), partition_count);
+        let feedbacks = Feedbacks::new(state.clone(), entropy.clone(), queues);
         let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
 
         for partition in &recovered {
@@ -275,6 +282,7 @@ impl Server {
             authenticator: authenticator.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
+            outboxes: outboxes.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
         let door = Door::new(
@@ -296,16 +304,21 @@ impl Server {
         let sessions = metrics.clone();
         let devices = Devices {
             authenticator: authenticator.clone(),
+            outboxes: outboxes.clone(),
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
         let rest = Rest {
             authenticator,
             registry: registry.clone(),
+            twins: Twins::new(state.clone(), registry.clone()),
+            outboxes: outboxes.clone(),
+            feedbacks: feedbacks.clone(),
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),
         };
+        actix_rt::spawn(sweeper::sweep(outboxes, feedbacks, clock.clone(), partition_count));
         let facts = Arc::new(HttpFacts(metrics.clone()));
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
@@ -518,6 +531,19 @@ async fn open_door(
         drop(sender.send(bound.map(|bound| bound.endpoint)));
     });
     Ok(receiver.await.context("the first arbiter ended")??)
+}
+
+/// The configuration's ranges are those of the settings.
+fn queue_settings(config: &Config) -> QueueSettings {
+    let commands = &config.commands;
+    let count = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+    QueueSettings {
+        default_ttl: commands.default_ttl,
+        delivery_count_max: count(commands.delivery_count_max),
+        feedback_ttl: commands.feedback_ttl,
+        feedback_delivery_count_max: count(commands.feedback_delivery_count_max),
+        feedback_lock: commands.feedback_lock,
+    }
 }
 
 /// The key of stateless resets: kept, so that a restarted hub can tell its clients at once that their connections are

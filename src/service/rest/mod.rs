@@ -1,23 +1,26 @@
-//! The service routes over HTTPS: the identity registry and its statistics.
+//! The service routes over HTTPS: the identity registry and its statistics, twins, and what became of messages to devices.
 //!
 //! | route | permission |
 //! | --- | --- |
 //! | `GET /devices`, `/devices/{id}`, `/devices/{id}/modules`, `/devices/{id}/modules/{mid}`, `/statistics/devices` | RegistryRead |
 //! | `PUT`, `DELETE` of a device or module, `POST /devices`, `/devices/keys/regenerate` | RegistryWrite |
-//! | `GET /statistics/service` | ServiceConnect |
+//! | `GET /statistics/service`, all of `/twins`, `DELETE /devices/{id}/commands`, all of `/messages/servicebound/feedback` | ServiceConnect |
 //!
 //! Knows the hub's registry and, to cut off sessions, the shards' router; deliberately does not know device doors,
 //! metrics or the server. An answered change is durable, and its sessions are told to end before the answer leaves.
 
 mod bulk;
 mod identity;
+mod messages;
+mod twin;
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
-use crate::hub::{Authenticator, ErrorCode, Permissions, Registry};
+use crate::hub::outbox::Settlement;
+use crate::hub::{Authenticator, ErrorCode, Feedbacks, Outboxes, Permissions, Registry, Twins};
 use crate::log::DiskStorage;
 use crate::shard::router::Router;
 
@@ -35,12 +38,31 @@ const ROUTES: &[Entry] = &[
     ("DELETE", "/devices/{}/modules/{}", Route::ModuleDelete),
     ("GET", "/statistics/devices", Route::StatisticsDevices),
     ("GET", "/statistics/service", Route::StatisticsService),
+    // Section 7.
+    ("GET", "/twins/{}", Route::TwinGet),
+    ("PATCH", "/twins/{}", Route::TwinPatch),
+    ("PUT", "/twins/{}", Route::TwinPut),
+    ("GET", "/twins/{}/modules/{}", Route::TwinGet),
+    ("PATCH", "/twins/{}/modules/{}", Route::TwinPatch),
+    ("PUT", "/twins/{}/modules/{}", Route::TwinPut),
+    // Section 9.
+    ("DELETE", "/devices/{}/commands", Route::CommandPurge),
+    ("GET", "/messages/servicebound/feedback", Route::FeedbackReceive),
+    ("DELETE", "/messages/servicebound/feedback/{}", Route::FeedbackComplete),
+    (
+        "POST",
+        "/messages/servicebound/feedback/{}/abandon",
+        Route::FeedbackAbandon,
+    ),
 ];
 
 /// The room of the service routes.
 pub struct Rest {
     pub authenticator: Authenticator,
     pub registry: Registry,
+    pub twins: Twins,
+    pub outboxes: Outboxes,
+    pub feedbacks: Feedbacks,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -72,12 +94,24 @@ impl Rest {
             Route::ModulePut => self.module_put(call).await,
             Route::ModuleDelete => self.module_delete(&call).await,
             Route::ModuleList => self.module_list(&call),
+            Route::TwinGet => self.twin_get(&call),
+            Route::TwinPatch => self.twin_change(call, twin::Way::Patch).await,
+            Route::TwinPut => self.twin_change(call, twin::Way::Replace).await,
+            Route::CommandPurge => self.purge(&call).await,
+            Route::FeedbackReceive => self.feedback_receive(&call).await,
+            Route::FeedbackComplete => self.feedback_settle(&call, Settlement::Complete).await,
+            Route::FeedbackAbandon => self.feedback_settle(&call, Settlement::Abandon).await,
             Route::StatisticsDevices => self.statistics().await,
             Route::StatisticsService => Ok(Answer::json(
                 200,
                 &serde_json::json!({ "connectedDeviceCount": (self.connected_devices)() }),
             )),
-            Route::DeviceEvents | Route::DeviceFiles | Route::None => unreachable!("not among this room's routes"),
+            Route::DeviceEvents
+            | Route::DeviceFiles
+            | Route::CommandReceive
+            | Route::CommandSettle
+            | Route::CommandAbandon
+            | Route::None => unreachable!("not among this room's routes"),
         }
     }
 
@@ -102,8 +136,20 @@ fn permission(route: Route) -> Permissions {
         | Route::KeysRegenerate
         | Route::ModulePut
         | Route::ModuleDelete => Permissions::REGISTRY_WRITE,
-        Route::StatisticsService => Permissions::SERVICE_CONNECT,
-        Route::DeviceEvents | Route::DeviceFiles | Route::None => unreachable!("not among this room's routes"),
+        Route::StatisticsService
+        | Route::TwinGet
+        | Route::TwinPatch
+        | Route::TwinPut
+        | Route::CommandPurge
+        | Route::FeedbackReceive
+        | Route::FeedbackComplete
+        | Route::FeedbackAbandon => Permissions::SERVICE_CONNECT,
+        Route::DeviceEvents
+        | Route::DeviceFiles
+        | Route::CommandReceive
+        | Route::CommandSettle
+        | Route::CommandAbandon
+        | Route::None => unreachable!("not among this room's routes"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The device routes over HTTPS: telemetry, one message or a batch a request.
+//! The device routes over HTTPS: telemetry, one message or a batch a request, and messages to the device, one a request.
 //!
 //! ```text
 //!   POST ── credential ── headers or JSON -> messages ── budget ──> home shard ── durable ──> 204
@@ -7,6 +7,7 @@
 //! HTTPS has no session: each request proves its identity, displaces nobody, and knows no duplicates. Routes whose
 //! capability this hub has not are not routed. Deliberately does not know other doors, metrics or the server.
 
+mod commands;
 mod events;
 
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
-use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, IdentityName};
+use crate::hub::outbox::Settlement;
+use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes};
 use crate::log::DiskStorage;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
@@ -25,6 +27,13 @@ use crate::wire::stamp::Origin;
 const ROUTES: &[Entry] = &[
     ("POST", "/devices/{}/messages/events", Route::DeviceEvents),
     ("POST", "/devices/{}/modules/{}/messages/events", Route::DeviceEvents),
+    ("GET", "/devices/{}/messages/devicebound", Route::CommandReceive),
+    ("DELETE", "/devices/{}/messages/devicebound/{}", Route::CommandSettle),
+    (
+        "POST",
+        "/devices/{}/messages/devicebound/{}/abandon",
+        Route::CommandAbandon,
+    ),
     ("POST", "/devices/{}/files", Route::DeviceFiles),
     ("POST", "/devices/{}/files/notifications", Route::DeviceFiles),
     ("POST", "/devices/{}/files/notifications/{}", Route::DeviceFiles),
@@ -33,6 +42,7 @@ const ROUTES: &[Entry] = &[
 /// The room of the device routes.
 pub struct Devices {
     pub authenticator: Authenticator,
+    pub outboxes: Outboxes,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -46,27 +56,32 @@ impl Room for Devices {
     fn answer(self: Arc<Self>, route: Route, call: Call) -> Answering {
         Box::pin(async move {
             let identity = self.authenticate(&call)?;
-            if route == Route::DeviceFiles {
+            let name = &identity.identity;
+            match route {
+                Route::DeviceEvents => {
+                    let messages = events::read(&call).await?;
+                    self.store(&call, identity, messages).await
+                }
+                Route::CommandReceive => self.receive(&call, name).await,
+                Route::CommandSettle if call.query("reject").is_some() => {
+                    self.settle(&call, name, Settlement::Reject).await
+                }
+                Route::CommandSettle => self.settle(&call, name, Settlement::Complete).await,
+                Route::CommandAbandon => self.settle(&call, name, Settlement::Abandon).await,
                 // IoT Hub, file upload: the hub has no storage account.
-                let reason = "no storage is configured for file upload";
-                return Err(Refused::new(ErrorCode::NO_UPLOAD_STORAGE, reason));
+                Route::DeviceFiles => Err(Refused::new(
+                    ErrorCode::NO_UPLOAD_STORAGE,
+                    "no storage is configured for file upload",
+                )),
+                _ => unreachable!("not among this room's routes"),
             }
-            let messages = events::read(&call).await?;
-            self.store(&call, identity, messages).await
         })
     }
 }
 
 impl Devices {
     fn authenticate(&self, call: &Call) -> Result<Authenticated, Refused> {
-        let wanted = IdentityName {
-            device: call.device()?,
-            module: if call.names_module() {
-                Some(call.module()?)
-            } else {
-                None
-            },
-        };
+        let wanted = call.identity()?;
         let credential = Credential::Sas(call.authorization()?);
         Ok(self
             .authenticator

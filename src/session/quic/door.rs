@@ -23,7 +23,7 @@ use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Groups, IdentityName, Registry};
+use crate::hub::{Groups, IdentityName, Outboxes, Registry};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -67,6 +67,7 @@ pub struct HubParts {
     pub authenticator: Authenticator,
     pub registry: Registry,
     pub groups: Groups,
+    pub outboxes: Outboxes,
     /// The name that tokens are made for.
     pub host_name: String,
 }
@@ -78,6 +79,7 @@ pub struct Door {
     pub(super) authenticator: Authenticator,
     pub(super) registry: Registry,
     pub(super) groups: Groups,
+    pub(super) outboxes: Outboxes,
     host_name: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
@@ -107,6 +109,7 @@ impl Door {
             authenticator: hub.authenticator,
             registry: hub.registry,
             groups: hub.groups,
+            outboxes: hub.outboxes,
             host_name: hub.host_name,
             clock,
             durability,

@@ -1,4 +1,4 @@
-//! Management requests of a service: identities and consumer groups as JSON documents in the contract's shape.
+//! Management requests of a service: identities, messages to devices, and consumer groups as JSON documents in the contract's shape.
 //!
 //! | operation | document | permission | answer |
 //! | --- | --- | --- | --- |
@@ -7,22 +7,27 @@
 //! | `device.update` | device identity with `etag` or `*` | RegistryWrite | the stored identity |
 //! | `device.delete` | `{"deviceId", "etag"?}` | RegistryWrite | `{}` |
 //! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
+//! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
+//! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
 //!
 //! Permissions: `contract/identity-security.md` section 2. Errors carry the contract's codes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::policy::Permissions;
-use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IfMatch, RegistryError};
-use crate::model::{ConsumerGroup, DeviceId};
+use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
+use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, SystemKey};
 use crate::wire::control::{Request, Response};
 
 /// Why a request failed.
@@ -49,6 +54,15 @@ impl From<GroupError> for Refused {
     }
 }
 
+impl From<OutboxError> for Refused {
+    fn from(error: OutboxError) -> Self {
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 fn invalid(reason: impl std::fmt::Display) -> Refused {
     Refused {
         code: ErrorCode::ARGUMENT_INVALID,
@@ -61,6 +75,67 @@ fn invalid(reason: impl std::fmt::Display) -> Refused {
 struct DeviceName {
     device_id: String,
     etag: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct QueueName {
+    device_id: String,
+    module_id: Option<String>,
+}
+
+impl QueueName {
+    fn read(&self) -> Result<IdentityName, Refused> {
+        Ok(IdentityName {
+            device: DeviceId::new(&self.device_id).map_err(invalid)?,
+            module: self
+                .module_id
+                .as_deref()
+                .map(ModuleId::new)
+                .transpose()
+                .map_err(invalid)?,
+        })
+    }
+}
+
+/// A message to a device. System properties have the names they have in routing queries.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Command {
+    device_id: String,
+    module_id: Option<String>,
+    body: Option<String>,
+    body_base64: Option<String>,
+    #[serde(default)]
+    properties: BTreeMap<String, String>,
+    #[serde(default)]
+    system: BTreeMap<String, String>,
+}
+
+impl Command {
+    fn read(self) -> Result<(IdentityName, Message), Refused> {
+        let name = QueueName {
+            device_id: self.device_id,
+            module_id: self.module_id,
+        };
+        let mut message = Message::new(match (self.body, self.body_base64) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(text)) => STANDARD.decode(text).map_err(invalid)?,
+            (None, None) => Vec::new(),
+            (Some(_), Some(_)) => return Err(invalid("give body or bodyBase64")),
+        });
+        for (key, value) in self.system {
+            let system = SystemKey::from_name(&key)
+                .ok_or_else(|| invalid(format_args!("there is no system property {key:?}")))?;
+            // Devices get them in headers.
+            if value.chars().any(char::is_control) {
+                return Err(invalid(format_args!("system property {key:?} has a control character")));
+            }
+            message = message.system(system, value);
+        }
+        message.properties = self.properties.into_iter().collect();
+        Ok((name.read()?, message))
+    }
 }
 
 #[derive(Deserialize)]
@@ -110,7 +185,9 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     let permission = match request.operation.as_str() {
         "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "group.create" | "group.delete" | "group.list" | "hub.get" => Permissions::SERVICE_CONNECT,
+        "c2d.send" | "c2d.purge" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
+            Permissions::SERVICE_CONNECT
+        }
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
     };
     if !identity.permissions.allow(permission) {
@@ -158,6 +235,25 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             Ok(json(
                 &door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?,
             ))
+        }
+        "c2d.send" => {
+            let (name, message) = parse::<Command>(&request.json)?.read()?;
+            let now = door.clock.now();
+            let queued = wait(|done| door.outboxes.enqueue(&name, &message, now, done)).await??;
+            let expires = jiff::Timestamp::from_millisecond(queued.expires.0).unwrap_or_default();
+            Ok(json(&serde_json::json!({
+                "sequenceNumber": queued.sequence,
+                "expiryTimeUtc": format!("{expires:.3}"),
+            })))
+        }
+        "c2d.purge" => {
+            let name = parse::<QueueName>(&request.json)?.read()?;
+            let purged = wait(|done| door.outboxes.purge(&name, door.clock.now(), done)).await??;
+            Ok(json(&serde_json::json!({
+                "deviceId": name.device.as_str(),
+                "moduleId": name.module.as_ref().map(ModuleId::as_str),
+                "totalMessagesPurged": purged,
+            })))
         }
         "group.create" => {
             let group = group(&request.json)?;

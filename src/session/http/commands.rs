@@ -1,0 +1,87 @@
+//! Messages to devices over HTTPS: one a request, under a lock that the next request settles.
+
+use tokio::sync::oneshot;
+
+use super::Devices;
+use crate::http::answer::time;
+use crate::http::{Answer, Call, Refused};
+use crate::hub::outbox::{Delivered, Settlement};
+use crate::hub::{ErrorCode, IdentityName, OutboxError};
+use crate::model::{Message, SystemKey};
+
+impl Devices {
+    // IoT Hub, HTTPS section 3.3. `iothub-messagelocktimeout` is accepted and not looked at: the lock is 60 s.
+    pub(super) async fn receive(&self, call: &Call, name: &IdentityName) -> Result<Answer, Refused> {
+        let mut delivered = wait(|done| self.outboxes.receive(name, 1, call.now(), done)).await?;
+        Ok(delivered.pop().map_or_else(Answer::no_content, answer))
+    }
+
+    pub(super) async fn settle(
+        &self,
+        call: &Call,
+        name: &IdentityName,
+        settlement: Settlement,
+    ) -> Result<Answer, Refused> {
+        let token = call.lock_token(4)?;
+        wait(|done| self.outboxes.settle(name, token, settlement, call.now(), done)).await?;
+        Ok(Answer::no_content())
+    }
+}
+
+/// Waits for the store without blocking the worker.
+async fn wait<T: Send + 'static>(
+    start: impl FnOnce(Box<dyn FnOnce(Result<T, OutboxError>) + Send>),
+) -> Result<T, Refused> {
+    let (sender, receiver) = oneshot::channel();
+    start(Box::new(move |value| drop(sender.send(value))));
+    let answer = receiver
+        .await
+        .map_err(|_| Refused::new(ErrorCode::SERVER_ERROR, "the store is closed"))?;
+    Ok(answer?)
+}
+
+fn answer(delivered: Delivered) -> Answer {
+    let Message {
+        system,
+        properties,
+        body,
+    } = delivered.message;
+    let mut answer = Answer::bytes(200, body)
+        .etag(&delivered.token.to_string())
+        .header("iothub-sequencenumber", &delivered.sequence.to_string())
+        .header("iothub-deliverycount", &delivered.delivery_count.to_string())
+        .header("iothub-enqueuedtime", &time(delivered.enqueued))
+        .header("iothub-expiry", &time(delivered.expires));
+    for (key, value) in &system {
+        for name in header_names(*key) {
+            answer = answer.header(name, value);
+        }
+    }
+    for (name, value) in &properties {
+        answer = answer.header(&format!("iothub-app-{name}"), value);
+    }
+    answer
+}
+
+/// Under which names a device finds a system property; two where the SDKs differ.
+fn header_names(key: SystemKey) -> &'static [&'static str] {
+    match key {
+        SystemKey::MessageId => &["iothub-messageid"],
+        SystemKey::CorrelationId => &["iothub-correlationid"],
+        SystemKey::UserId => &["iothub-userid"],
+        SystemKey::To => &["iothub-to"],
+        SystemKey::Ack => &["iothub-ack"],
+        SystemKey::ContentType => &["contenttype", "iothub-contenttype"],
+        SystemKey::ContentEncoding => &["contentencoding", "iothub-contentencoding"],
+        SystemKey::MessageSchema => &["iothub-messageschema"],
+        SystemKey::Operation => &["iothub-operation"],
+        SystemKey::CreationTimeUtc => &["iothub-creationtimeutc"],
+        SystemKey::InterfaceId => &["iothub-interface-id"],
+        SystemKey::Subject => &["dt-subject"],
+        // The expiry in force is told with the delivery.
+        SystemKey::AbsoluteExpiryTime
+        | SystemKey::OutputName
+        | SystemKey::DiagnosticId
+        | SystemKey::CorrelationContext => &[],
+    }
+}
