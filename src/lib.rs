@@ -2,11 +2,12 @@
 //! handles that the upper module passed down.
 //!
 //! ```text
-//!   devices and services: QUIC (forebay/1)
-//!              |  bytes
-//! +-- session/ v-----------------------------------------------+
-//! |  quic/  door, device, service, cursor, management          |   sockets, TLS, tasks, limits
-//! +------------+-----------------------------------------------+
+//!   devices and services: QUIC (forebay/1)     HTTPS: devices    services
+//!              |  bytes                              |             |     both over http/  call, answer, route, serve
+//! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
+//! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
+//! |  http/  events                                      |  |                       |
+//! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |
 //!              |  typed commands                                +-------------------------------+
@@ -18,7 +19,7 @@
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+
 //! |  auth  sas  registry  policy  |   |  appender  segment     |
 //! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
-//! |  outbox/  feedback/           |   |                        |
+//! |  outbox/  feedback/  twin/    |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |
@@ -41,7 +42,9 @@
 //! | [`state`] | nothing of ours | what its keys and values mean |
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
 //! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
-//! | [`session`] | wire, shard, hub, model, the readers' side of log | metrics, server |
+//! | [`http`] | hub, model | session, service, shard, log, metrics, server |
+//! | [`session`] | http, wire, shard, hub, model, the readers' side of log | service, metrics, server |
+//! | [`service`] | http, shard, hub, model, the kind of disk | session, metrics, server |
 //! | [`client`] | wire, model, hub's `sas` and `connection_string`, log's `record` | everything else on the server's side |
 //! | [`metrics`] | observers' traits and events, model | how anything works |
 //! | [`config`] | nothing of ours | who reads it |
@@ -55,11 +58,13 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod http;
 pub mod hub;
 pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod server;
+pub mod service;
 pub mod session;
 pub mod shard;
 pub mod state;

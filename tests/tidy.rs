@@ -16,9 +16,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("hub", &["model", "state"]),
     ("shard", &["hub", "log", "model", "state", "wire"]),
+    ("http", &["hub", "model"]),
     (
         "session",
         &[
+            "http",
             "wire",
             "shard",
             "hub",
@@ -33,6 +35,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "log::Start",
         ],
     ),
+    // The router needs the kind of disk it stands on.
+    ("service", &["http", "shard", "hub", "model", "log::DiskStorage"]),
     (
         "client",
         &["wire", "model", "hub::sas", "hub::connection_string", "log::record"],
@@ -44,6 +48,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "shard::observer",
             "shard::keeper",
             "shard::syncer",
+            "http::observer",
+            "http::route",
             "session::quic::observer",
             "log::SyncError",
             "wire::close",

@@ -38,6 +38,9 @@ pub struct DevArgs {
     /// UDP port for devices over QUIC [default: 8883]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub quic_port: Option<u16>,
+    /// TCP port for HTTPS [default: 443, or 8443 where that is not allowed]
+    #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
+    pub https_port: Option<u16>,
     /// TCP port for metrics and health [default: 9600]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub ops_port: Option<u16>,
@@ -66,7 +69,7 @@ impl DevArgs {
         running::raise_limits();
         let certificates = tls::ensure_dev_certificates(&self.data, &self.hosts, SystemTime::now())?;
         let identity = tls::load_identity(&certificates.server_certificate, &certificates.server_key)?;
-        let tls = tls::server_config(identity, config.quic.resumptions_max as usize)?;
+        let tls = tls::DoorTls::new(identity, &config)?;
         actix_rt::System::new().block_on(async {
             let server = Server::start(&config, tls).await?;
             let ca_file = std::fs::canonicalize(&certificates.ca_certificate)?;
@@ -99,6 +102,12 @@ impl DevArgs {
         };
         let port = |wanted: Option<u16>, default: u16| if self.any_ports { 0 } else { wanted.unwrap_or(default) };
         set.push(format!("quic.listen={address}:{}", port(self.quic_port, 8883)));
+        let https_port = if self.any_ports {
+            0
+        } else {
+            self.https_port.unwrap_or_else(|| https_port(address))
+        };
+        set.push(format!("https.listen={address}:{https_port}"));
         set.push(format!("ops.listen=127.0.0.1:{}", port(self.ops_port, 9600)));
         set.extend(
             self.durability
@@ -168,7 +177,7 @@ impl DevArgs {
             consumer_group: limits::DEFAULT_CONSUMER_GROUP.to_owned(),
             second_consumer_group: SECOND_GROUP.to_owned(),
             mqtt_port: 8883,
-            https_port: 443,
+            https_port: server.https_address.port(),
             amqps_port: 5671,
             case_timeout: 30,
             quic_port: server.quic_address.port(),
@@ -188,6 +197,10 @@ impl DevArgs {
             "  devices (QUIC)     {}:{}/udp",
             endpoints.hub_host, endpoints.quic_port
         );
+        println!(
+            "  HTTPS              https://{}:{}",
+            endpoints.hub_host, endpoints.https_port
+        );
         println!("  CA file            {}", endpoints.ca_file.display());
         println!("  metrics            http://{}/metrics", server.ops_address);
         println!("  service            {}", endpoints.iothub_connection_string);
@@ -202,6 +215,15 @@ impl DevArgs {
         };
         println!("Read what arrives:   forebay tail{hub} --from earliest");
         println!("Send a message:      forebay device create my-device{hub} && forebay send my-device hello{hub}\n");
+    }
+}
+
+/// 443, which SDKs use, unless this user may not have it.
+fn https_port(address: &str) -> u16 {
+    match std::net::TcpListener::bind((address, 443)) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => 8443,
+        // Any other error comes again when the port is opened, and is reported there.
+        Ok(_) | Err(_) => 443,
     }
 }
 

@@ -106,7 +106,7 @@ mod tests {
         for line in [
             "forebay dev",
             "forebay dev --fleet 0 --data d --host hub.local --host 10.0.0.1 --any-ports",
-            "forebay dev --quic-port 1 --ops-port 2 --durability os --set quic.idle_timeout=30s",
+            "forebay dev --quic-port 1 --https-port 3 --ops-port 2 --durability os --set quic.idle_timeout=30s",
             "forebay serve --config f.toml --set process.shards=2 --set ops.log=debug",
             "forebay config check f.toml",
             "forebay config default",

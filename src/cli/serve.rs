@@ -39,11 +39,12 @@ impl ServeArgs {
             .key_file
             .as_deref()
             .context("quic.key_file is not set: `serve` needs it")?;
-        let tls = tls::server_config(tls::load_identity(certificate, key)?, quic.resumptions_max as usize)?;
+        let tls = tls::DoorTls::new(tls::load_identity(certificate, key)?, &config)?;
         actix_rt::System::new().block_on(async {
             let server = Server::start(&config, tls).await?;
             tracing::info!(
                 quic = %server.quic_address,
+                https = %server.https_address,
                 ops = %server.ops_address,
                 durability = config.process.durability.name(),
                 recovery_ms = server.recovery.as_millis() as u64,

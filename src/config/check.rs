@@ -48,6 +48,12 @@ impl Config {
                 quic.connection_window_bytes,
             ),
             (
+                "https.body_bytes_max",
+                self.https.body_bytes_max,
+                "log.segment_bytes",
+                self.log.segment_bytes,
+            ),
+            (
                 "log.index_interval_bytes",
                 self.log.index_interval_bytes,
                 "log.segment_bytes",

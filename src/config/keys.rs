@@ -240,6 +240,33 @@ table! {
             "Former sessions remembered so that they may resume in one flight.",
             "About 1 KiB of memory for each.";
     }
+    #[doc = "Devices and services over HTTPS, with the certificate of `quic`."]
+    https: Https {
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 443)), Range::Any,
+            "TCP address and port. SDKs know no other port than 443.",
+            "Nothing.";
+        connections_max: u32 = 10_000, Range::Between(1, 1_000_000),
+            "Connections at a time; more wait in the kernel.",
+            "About 20 KiB of memory for each idle one, and its request's body.";
+        head_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
+            "A connection whose handshake or first request's head takes longer is closed.",
+            "Slow or hostile clients hold connections for longer.";
+        body_timeout: Duration = seconds(30), Range::Between(seconds(1), seconds(600)),
+            "A request whose body takes longer is answered with an error and its connection closed.",
+            "Slow or hostile clients hold a body's memory for longer.";
+        keep_alive: Duration = seconds(75), Range::Between(seconds(1), seconds(3600)),
+            "How long a connection may rest between two requests.",
+            "Idle connections hold memory for longer.";
+        body_bytes_max: Bytes = mib(1), Range::Between(kib(512), mib(16)),
+            "Largest body of a request. A batch of 256 KiB in base64, with its properties, must fit.",
+            "Memory for each request that is being read.";
+        busy_timeout: Duration = seconds(5), Range::Between(millis(10), seconds(120)),
+            "How long a message waits for its shard before the device is told to come back later.",
+            "Overload shows to devices as waiting rather than as an error.";
+        resumptions_max: u32 = 16_384, Range::Between(0, 10_000_000),
+            "Former TLS sessions remembered so that they may resume.",
+            "About 1 KiB of memory for each.";
+    }
     #[doc = "The threads that own partitions."]
     shard: Shard {
         inflight_bytes_max: Bytes = mib(64), Range::Between(mib(1), gib(16)),

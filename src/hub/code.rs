@@ -8,17 +8,29 @@ pub struct ErrorCode {
 }
 
 impl ErrorCode {
+    pub const BAD_REQUEST: Self = Self::new(400_000, "GenericBadRequest");
+    pub const INVALID_PROTOCOL_VERSION: Self = Self::new(400_001, "InvalidProtocolVersion");
     pub const ARGUMENT_INVALID: Self = Self::new(400_004, "ArgumentInvalid");
+    pub const FORMAT_ERROR: Self = Self::new(400_006, "IotHubFormatError");
+    pub const DEFINED_MULTIPLE_TIMES: Self = Self::new(400_011, "DeviceDefinedMultipleTimes");
+    pub const BULK_REGISTRY_FAILURE: Self = Self::new(400_013, "BulkRegistryOperationFailure");
+    pub const NO_UPLOAD_STORAGE: Self = Self::new(400_014, "DefaultStorageEndpointNotConfigured");
+    pub const REQUEST_TIMED_OUT: Self = Self::new(400_024, "RequestTimedOut");
+    pub const INVALID_POLICY_KEY: Self = Self::new(400_035, "InvalidPolicyKey");
+    pub const BULK_REGENERATE_FAILURE: Self = Self::new(400_036, "BulkRegenerateDeviceKeyOperationFailure");
     pub const HUB_NOT_FOUND: Self = Self::new(401_001, "IotHubNotFound");
     pub const UNAUTHORIZED_ACCESS: Self = Self::new(401_002, "IotHubUnauthorizedAccess");
     pub const UNAUTHORIZED: Self = Self::new(401_003, "IotHubUnauthorized");
     pub const DEVICE_QUEUE_DEPTH: Self = Self::new(403_004, "DeviceMaximumQueueDepthExceeded");
     pub const MESSAGE_EXPIRY: Self = Self::new(403_009, "InvalidMessageExpiryTime");
     pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");
+    pub const NOT_FOUND: Self = Self::new(404_000, "GenericNotFound");
     pub const DEVICE_NOT_FOUND: Self = Self::new(404_001, "DeviceNotFound");
     pub const CERTIFICATE_NOT_FOUND: Self = Self::new(404_008, "CertificateNotFound");
     pub const MODULE_NOT_FOUND: Self = Self::new(404_010, "ModuleNotFound");
+    pub const FEATURE_NOT_SUPPORTED: Self = Self::new(404_013, "FeatureNotSupported");
     pub const GROUP_NOT_FOUND: Self = Self::new(404_302, "GroupNotFound");
+    pub const METHOD_NOT_ALLOWED: Self = Self::new(405_000, "GenericMethodNotAllowed");
     pub const CONFLICT: Self = Self::new(409_000, "GenericConflict");
     pub const DEVICE_ALREADY_EXISTS: Self = Self::new(409_001, "DeviceAlreadyExists");
     pub const MODULE_ALREADY_EXISTS: Self = Self::new(409_301, "ModuleAlreadyExistsOnDevice");
@@ -26,6 +38,7 @@ impl ErrorCode {
     pub const LOCK_LOST: Self = Self::new(412_002, "DeviceMessageLockLost");
     pub const TOO_LARGE: Self = Self::new(413_000, "GenericRequestEntityTooLarge");
     pub const MESSAGE_TOO_LARGE: Self = Self::new(413_001, "MessageTooLarge");
+    pub const TOO_MANY_DEVICES: Self = Self::new(413_002, "TooManyDevices");
     pub const TOO_MANY_MODULES: Self = Self::new(413_003, "TooManyModulesOnDevice");
     pub const SERVER_ERROR: Self = Self::new(500_001, "ServerError");
     pub const SERVER_BUSY: Self = Self::new(503_005, "ServerBusy");

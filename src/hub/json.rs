@@ -71,6 +71,21 @@ pub mod date {
     }
 }
 
+/// A time as the hub keeps it in records nobody else reads: milliseconds.
+pub mod millis {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use crate::model::UtcMillis;
+
+    pub fn serialize<S: Serializer>(value: &Option<UtcMillis>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.map(|time| time.0).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UtcMillis>, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map(UtcMillis))
+    }
+}
+
 /// Null means the same as absence.
 pub fn null_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

@@ -1,4 +1,5 @@
-//! The contract of the hub, free of protocols: who is known, who may do what, which groups read how far.
+//! The contract of the hub, free of protocols: who is known, who may do what, what their twins hold, which groups read
+//! how far.
 //!
 //! It deliberately does not know sockets, files, clocks, actors or wire formats: `now` is an argument, randomness comes
 //! from an `Entropy` handed in, and what is kept goes through `state::State`. Doors turn its typed errors into codes of
@@ -27,6 +28,7 @@ pub mod outbox;
 pub mod policy;
 pub mod registry;
 pub mod sas;
+pub mod twin;
 pub mod x509;
 
 pub use auth::{AuthError, AuthMethod, Authenticated, Authenticator, Credential, ServiceAuthenticated};
@@ -39,5 +41,6 @@ pub use filter::{DeviceKey, PersistedFilter, Position};
 pub use groups::{Claim, GroupError, Groups};
 pub use identity::{DeviceIdentity, IdentityName, ModuleIdentity};
 pub use outbox::{OutboxError, Outboxes, QueueSettings};
-pub use policy::{Permissions, Policies};
-pub use registry::{IdentityChanged, IfMatch, Registry, RegistryError};
+pub use policy::{KeySlot, Permissions, Policies};
+pub use registry::{ChangeKind, Changed, IdentityChanged, IfMatch, Registry, RegistryError};
+pub use twin::{Twin, TwinChanged, TwinError, TwinUpdate, Twins};

@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::super::entropy::testing::Counting;
-use super::super::identity::AuthenticationKind;
 use super::*;
 use crate::state::MemoryState;
 use crate::state::memory::Failure;
@@ -19,6 +18,63 @@ fn registry(state: &Arc<MemoryState>) -> Registry {
 
 fn device(id: &str) -> DeviceIdentity {
     DeviceIdentity::new(DeviceId::new(id).unwrap())
+}
+
+#[test]
+fn one_key_is_replaced_while_the_other_stays() {
+    let state = MemoryState::new();
+    let registry = registry(&state);
+    let made = registry.create_device_blocking(device("d"), NOW).unwrap().identity;
+    let name = IdentityName::device(made.device_id.clone());
+    let regenerate = |name: &IdentityName, slots| wait(|done| registry.regenerate_keys(name, slots, done));
+    let (keys, change) = regenerate(&name, &[KeySlot::Primary]).unwrap();
+    assert_eq!(change.kind, ChangeKind::KeysChanged);
+    assert_eq!(keys.secondary_key, made.authentication.symmetric_key.secondary_key);
+    assert_ne!(keys.primary_key, made.authentication.symmetric_key.primary_key);
+    let stored = registry.device(&made.device_id).unwrap();
+    assert_eq!(stored.authentication.symmetric_key, keys);
+    assert_ne!(stored.etag, made.etag);
+    let module = ModuleIdentity::new(made.device_id.clone(), ModuleId::new("m").unwrap());
+    let module = registry.create_module_blocking(module, NOW).unwrap().identity;
+    let name = IdentityName::module(made.device_id.clone(), module.module_id.clone());
+    let (keys, _) = regenerate(&name, &[KeySlot::Primary, KeySlot::Secondary]).unwrap();
+    let stored = registry.module(&made.device_id, &module.module_id).unwrap();
+    assert_eq!(stored.authentication.symmetric_key, keys);
+    assert!(
+        keys.iter()
+            .all(|key| module.authentication.symmetric_key.iter().all(|old| old != key))
+    );
+
+    let unknown = IdentityName::module(made.device_id.clone(), ModuleId::new("n").unwrap());
+    let error = regenerate(&unknown, &[KeySlot::Primary]).unwrap_err();
+    assert_eq!(error.code().number, 404_010);
+    let mut by_certificate = device("x");
+    by_certificate.authentication.kind = AuthenticationKind::CertificateAuthority;
+    registry.create_device_blocking(by_certificate, NOW).unwrap();
+    let name = IdentityName::device(DeviceId::new("x").unwrap());
+    assert!(matches!(
+        regenerate(&name, &[KeySlot::Primary]),
+        Err(RegistryError::NoKeys)
+    ));
+}
+
+#[test]
+fn statistics_count_every_device_once() {
+    let state = MemoryState::new();
+    let registry = registry(&state);
+    assert_eq!(registry.statistics().unwrap(), Statistics::default());
+    for n in 0..LIST_MAX + 30 {
+        let mut wanted = device(&format!("d{n}"));
+        if n % 10 == 0 {
+            wanted.status = Status::Disabled;
+        }
+        registry.create_device_blocking(wanted, NOW).unwrap();
+    }
+    let expected = Statistics {
+        enabled: 927,
+        disabled: 103,
+    };
+    assert_eq!(registry.statistics().unwrap(), expected);
 }
 
 #[test]

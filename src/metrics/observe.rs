@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::cells::{Handshake, SessionKind, ShardCell, Stage};
 use super::http::Readiness;
 use super::registry::Metrics;
+use crate::http::observer as http;
+use crate::http::route::Route;
 use crate::log::SyncError;
 use crate::model::PartitionId;
 use crate::session::quic::observer as quic;
@@ -93,6 +95,20 @@ impl quic::Observer for QuicFacts {
 
     fn checkpoint_stored(&self) {
         self.metrics.checkpoint_stored();
+    }
+}
+
+/// The HTTPS server's facts.
+#[derive(Clone, Debug)]
+pub struct HttpFacts(pub Arc<Metrics>);
+
+impl http::Observer for HttpFacts {
+    fn answered(&self, route: Route, status: u16) {
+        self.0.http_answered(route, status);
+    }
+
+    fn auth_refused(&self, label: &'static str) {
+        self.0.auth_refused(label);
     }
 }
 

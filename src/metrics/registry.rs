@@ -11,6 +11,7 @@ use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, 
 use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
+use crate::http::route::Route;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
 use crate::wire::close::CloseCode;
@@ -19,6 +20,11 @@ use crate::wire::close::CloseCode;
 const BOUNDS_MICROS: [u64; 18] = [
     10, 25, 50, 100, 250, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 1_000_000,
     10_000_000,
+];
+
+/// Statuses that routes answer with; 0 stands for any other.
+const HTTP_STATUSES: [u16; 17] = [
+    200, 201, 204, 207, 400, 401, 403, 404, 405, 409, 412, 413, 429, 500, 503, 504, 0,
 ];
 
 /// Where a consumer group's reading of one partition stands; the cursor's owner stores, a scrape reads.
@@ -46,6 +52,8 @@ pub struct Metrics {
     /// By `hub::AuthError::label`, a closed set.
     auth_refused: Mutex<BTreeMap<&'static str, u64>>,
     checkpoints: AtomicU64,
+    /// Routes times statuses.
+    http_requests: Box<[AtomicU64]>,
 }
 
 impl Metrics {
@@ -62,6 +70,9 @@ impl Metrics {
             positions: Mutex::default(),
             auth_refused: Mutex::default(),
             checkpoints: AtomicU64::new(0),
+            http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
+                .map(|_| AtomicU64::new(0))
+                .collect(),
         }
     }
 
@@ -103,6 +114,14 @@ impl Metrics {
 
     pub fn checkpoint_stored(&self) {
         self.checkpoints.fetch_add(1, Relaxed);
+    }
+
+    /// A request was answered over HTTPS.
+    pub fn http_answered(&self, route: Route, status: u16) {
+        let known = HTTP_STATUSES.iter().position(|&known| known == status);
+        // The last one stands for all that no route gives.
+        let column = known.unwrap_or(HTTP_STATUSES.len() - 1);
+        self.http_requests[route as usize * HTTP_STATUSES.len() + column].fetch_add(1, Relaxed);
     }
 
     pub fn synced(&self, duration: Duration) {
@@ -236,6 +255,7 @@ impl Metrics {
                 .into_iter()
                 .map(|(reason, count)| (vec![reason.to_owned()], count as f64)),
         );
+        out.each(&series::HTTP_REQUESTS, self.http_requests());
         out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
         self.log_families(&mut out);
         out.histograms(&series::SYNC, [(vec![], self.sync.snapshot())].into_iter());
@@ -270,6 +290,20 @@ impl Metrics {
             &series::LOG_STATE,
             causes.into_iter().map(|(cause, count)| (vec![cause.to_owned()], count)),
         );
+    }
+
+    /// What was answered at least once.
+    fn http_requests(&self) -> impl Iterator<Item = (Vec<String>, f64)> {
+        let counted = self.http_requests.iter().enumerate();
+        counted.filter_map(|(index, cell)| {
+            let count = cell.load(Relaxed);
+            let (route, status) = (index / HTTP_STATUSES.len(), index % HTTP_STATUSES.len());
+            let status = match HTTP_STATUSES[status] {
+                0 => "other".to_owned(),
+                status => status.to_string(),
+            };
+            (count > 0).then(|| (vec![Route::ALL[route].label().to_owned(), status], count as f64))
+        })
     }
 
     fn lags(&self) -> Vec<(Vec<String>, f64)> {
@@ -397,6 +431,9 @@ mod tests {
         }
         metrics.shard(0).session_ended(SessionKind::Device);
         metrics.auth_refused("expired");
+        metrics.http_answered(Route::DeviceEvents, 204);
+        metrics.http_answered(Route::DeviceEvents, 204);
+        metrics.http_answered(Route::None, 418);
         metrics.synced(Duration::from_millis(3));
         metrics.sync_failed();
         metrics.recovered(Duration::from_millis(40));
@@ -413,6 +450,8 @@ mod tests {
             "forebay_credentials_refused_total{reason=\"expired\"} 1",
             "forebay_handshakes_total{outcome=\"resumed\"} 2",
             "forebay_sessions{kind=\"device\"} 1",
+            "forebay_http_requests_total{route=\"device_events\",status=\"204\"} 2",
+            "forebay_http_requests_total{route=\"none\",status=\"other\"} 1",
             "forebay_queue_commands 6",
             "forebay_inflight_bytes 2000",
             "forebay_backpressure_seconds_total{cause=\"disk_full\"} 0.5",
@@ -501,6 +540,7 @@ mod tests {
         let metrics = metrics();
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
         metrics.auth_refused("expired");
+        metrics.http_answered(Route::DeviceGet, 200);
         let text = metrics.render();
         let names: Vec<_> = text
             .lines()

@@ -49,6 +49,7 @@ series! {
     CLOSED = Counter "forebay_connections_closed_total" ["reason"] "Connections the hub closed, by close code.";
     HANDSHAKES = Counter "forebay_handshakes_total" ["outcome"] "Handshakes, by outcome.";
     AUTH_REFUSED = Counter "forebay_credentials_refused_total" ["reason"] "Refused credentials, by reason.";
+    HTTP_REQUESTS = Counter "forebay_http_requests_total" ["route", "status"] "Requests answered over HTTPS.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";
     LOG_BYTES = Gauge "forebay_log_bytes" ["partition"] "Bytes of messages that a partition keeps.";
     LOG_SEGMENTS = Gauge "forebay_log_segments" ["partition"] "Segment files of a partition.";

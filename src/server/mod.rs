@@ -23,13 +23,16 @@ use anyhow::Context as _;
 use tokio::sync::oneshot;
 
 use crate::config::Config;
+use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{Authenticator, Authorities, Entropy, Groups, HubConfig, Policies, Registry, meta::HubMeta};
 use crate::log::{self, Appender, DiskStorage, Log};
-use crate::metrics::observe::{DiskFacts, QuicFacts, ShardFacts};
-use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness};
+use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts};
+use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, UtcMillis};
+use crate::service::rest::Rest;
+use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
 use crate::shard::Durability;
 use crate::shard::actor::{End, Poll, ShardActor, Stop};
@@ -42,8 +45,12 @@ use crate::shard::shard::Shard;
 use crate::shard::syncer::{Bell, Syncer};
 use crate::state::{RedbConfig, RedbState, State};
 
+use tls::DoorTls;
+
 /// How often the figures that nobody pushes (sizes, positions, depths) are taken.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+/// Requests are short: what has not ended by then is not going to.
+const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
 /// The policy with all rights.
 pub const OWNER_POLICY: &str = "iothubowner";
 
@@ -83,6 +90,7 @@ pub struct Server {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
     pub quic_address: SocketAddr,
+    pub https_address: SocketAddr,
     pub ops_address: SocketAddr,
     /// From the start until every partition was open.
     pub recovery: Duration,
@@ -91,6 +99,7 @@ pub struct Server {
     actors: Actors,
     arbiters: Vec<Arbiter>,
     router: Arc<Router<DiskStorage>>,
+    https: actix_web::dev::ServerHandle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
     syncer: Option<Syncer>,
@@ -106,6 +115,7 @@ struct Settings {
     durability: Durability,
     log: log::Config,
     quic: crate::session::quic::config::Config,
+    https: http::Config,
 }
 
 impl Settings {
@@ -117,13 +127,14 @@ impl Settings {
             crate::config::Durability::Interval(interval) => Durability::Interval(interval),
             crate::config::Durability::Os => Durability::Os,
         };
+        let shards = match process.shards {
+            0 => cores,
+            shards => usize::from(shards),
+        };
         let u32_of = |bytes: crate::config::Bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX);
         Self {
             data: process.data_dir.clone(),
-            shards: match process.shards {
-                0 => cores,
-                shards => usize::from(shards),
-            },
+            shards,
             durability,
             log: log::Config {
                 segment_bytes: config.log.segment_bytes.0,
@@ -148,6 +159,18 @@ impl Settings {
                 message_bytes_max: u32_of(config.limits.message_bytes_max),
                 inflight_bytes_max: u32_of(config.quic.inflight_bytes_max),
             },
+            https: http::Config {
+                listen: config.https.listen,
+                workers: shards,
+                connections_max: config.https.connections_max as usize,
+                head_timeout: config.https.head_timeout,
+                body_timeout: config.https.body_timeout,
+                keep_alive: config.https.keep_alive,
+                body_bytes_max: u32_of(config.https.body_bytes_max) as usize,
+                busy_timeout: config.https.busy_timeout,
+                message_bytes_max: u32_of(config.limits.message_bytes_max) as usize,
+                drain_timeout: process.drain_timeout.min(HTTPS_DRAIN_MAX),
+            },
         }
     }
 }
@@ -157,7 +180,7 @@ impl Server {
     ///
     /// # Errors
     /// Whatever keeps it from starting, with the file or key it concerns; nothing is left running.
-    pub async fn start(config: &Config, tls: Arc<rustls::ServerConfig>) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, tls: DoorTls) -> anyhow::Result<Self> {
         let started = Instant::now();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
@@ -249,7 +272,7 @@ impl Server {
             metrics: metrics.clone(),
         };
         let parts = HubParts {
-            authenticator,
+            authenticator: authenticator.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
             host_name: hub_config.host_names[0].clone(),
@@ -258,14 +281,38 @@ impl Server {
             settings.quic.clone(),
             router.clone(),
             parts,
-            clock,
+            clock.clone(),
             settings.durability,
             Arc::new(facts),
         );
-        let endpoint = open_door(&door, &arbiters, tls, &reset_key(data)?)
+        let endpoint = open_door(&door, &arbiters, tls.quic, &reset_key(data)?)
             .await
             .with_context(|| format!("QUIC port {}", settings.quic.listen))?;
         let quic_address = endpoint.local_addr()?;
+
+        let listener =
+            http::serve::bind(&settings.https).with_context(|| format!("HTTPS port {}", settings.https.listen))?;
+        let https_address = listener.local_addr()?;
+        let sessions = metrics.clone();
+        let devices = Devices {
+            authenticator: authenticator.clone(),
+            router: router.clone(),
+            host_name: hub_config.host_names[0].clone(),
+        };
+        let rest = Rest {
+            authenticator,
+            registry: registry.clone(),
+            router: router.clone(),
+            host_name: hub_config.host_names[0].clone(),
+            connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),
+        };
+        let facts = Arc::new(HttpFacts(metrics.clone()));
+        let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
+            .with(Arc::new(devices))
+            .with(Arc::new(rest));
+        let https = http::serve::serve(listener, site, tls.https)?;
+        let https_handle = https.handle();
+        actix_rt::spawn(https);
 
         let listener =
             TcpListener::bind(config.ops.listen).with_context(|| format!("operations port {}", config.ops.listen))?;
@@ -288,6 +335,7 @@ impl Server {
             metrics,
             readiness,
             quic_address,
+            https_address,
             ops_address,
             recovery,
             door,
@@ -295,6 +343,7 @@ impl Server {
             actors,
             arbiters,
             router,
+            https: https_handle,
             ops: ops_handle,
             keeper,
             syncer,
@@ -319,6 +368,7 @@ impl Server {
         let deadline = Instant::now() + self.drain_timeout;
         self.readiness.set_phase(Phase::Draining);
         self.door.stop();
+        let https_stopped = actix_rt::spawn(self.https.stop(true));
         for actor in &self.actors {
             actor.do_send(Stop {
                 reason: reason.to_owned(),
@@ -336,6 +386,7 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        is_clean &= tokio::time::timeout_at(deadline.into(), https_stopped).await.is_ok();
         self.endpoint.close(
             quinn::VarInt::from_u32(crate::wire::close::CloseCode::Draining as u32),
             reason.as_bytes(),

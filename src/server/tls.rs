@@ -310,6 +310,39 @@ pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<S
     Ok(Arc::new(config))
 }
 
+/// TLS for the HTTPS server: 1.2 and 1.3, no client certificate.
+///
+/// # Errors
+/// The certificate or its key cannot be used.
+// IoT Hub, SDKs: azure-iot-device (Python) speaks TLS 1.2 only. ALPN is never required.
+pub fn https_config(identity: Identity, resumptions_max: usize) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain, identity.key)?;
+    config.session_storage = sessions(resumptions_max);
+    Ok(config)
+}
+
+/// What each door needs of one certificate.
+#[derive(Clone)]
+pub struct DoorTls {
+    pub quic: Arc<ServerConfig>,
+    pub https: ServerConfig,
+}
+
+impl DoorTls {
+    /// # Errors
+    /// The certificate or its key cannot be used.
+    pub fn new(identity: Identity, config: &crate::config::Config) -> Result<Self, TlsError> {
+        Ok(Self {
+            https: https_config(identity.clone(), config.https.resumptions_max as usize)?,
+            quic: server_config(identity, config.quic.resumptions_max as usize)?,
+        })
+    }
+}
+
 fn sessions(resumptions_max: usize) -> Arc<dyn StoresServerSessions> {
     match resumptions_max {
         0 => Arc::new(NoServerSessionStorage {}),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::link::SessionLink;
 use crate::hub::filter::DeviceKey;
-use crate::model::{Epoch, PartitionId};
+use crate::model::{Epoch, Generation, PartitionId};
 use crate::wire::batch::Batch;
 use crate::wire::close::CloseCode;
 use crate::wire::stamp::Origin;
@@ -20,6 +21,8 @@ pub struct SessionId(pub u64);
 pub enum Command {
     Open(OpenSession),
     Append(Append),
+    /// Boxed: the largest command, and rarer than appends.
+    Post(Box<Post>),
     Close(SessionId),
     Revoke(Revoke),
     /// A snapshot of the duplicate filter became durable (or failed to).
@@ -86,10 +89,51 @@ pub struct Append {
     pub submitted: Instant,
 }
 
+/// Stores messages for a door without sessions: no epoch, no duplicate filter. A client that repeats because it saw no
+/// answer stores them twice.
+#[derive(Debug)]
+pub struct Post {
+    pub partition: PartitionId,
+    /// Who sends; without an epoch.
+    pub origin: Origin,
+    pub messages: Messages,
+    /// Taken from the shard's in-flight budget; given back once the messages stand in the log.
+    pub budget_bytes: u32,
+    /// When the door had all of it.
+    pub received: Instant,
+    /// When the door handed it over.
+    pub submitted: Instant,
+    /// Answered once all of it is durable at the hub's level, or none of it is stored.
+    pub reply: oneshot::Sender<Result<(), PostError>>,
+}
+
+/// Messages the door has encoded and measured.
+#[derive(Clone, Debug)]
+pub struct Messages {
+    /// From 1.
+    pub count: u32,
+    /// As in `wire::batch`.
+    pub payload: Bytes,
+}
+
+/// Why messages were not stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PostError {
+    #[error("too large for the log: {0}")]
+    TooLarge(String),
+    /// Whether the messages are stored is unknown if it happened while they waited for the disk.
+    #[error("the partition is closed after an I/O error")]
+    Poisoned,
+    #[error("the hub is stopping")]
+    Stopping,
+}
+
 /// Ends the sessions of a device, because its identity changed.
 #[derive(Clone, Debug)]
 pub struct Revoke {
     pub device_id: String,
+    /// Only those of the identity with this generation: one module. `None`: the device and all its modules.
+    pub generation: Option<Generation>,
     pub code: CloseCode,
     pub reason: String,
 }

@@ -111,11 +111,18 @@ impl Inbox {
 
     /// Queues an append that has its budget.
     pub fn push_append(&self, append: super::command::Append) {
-        assert!(append.budget_bytes >= APPEND_BUDGET_BYTES_MIN);
-        // Control commands leave room for every append the budget allows.
-        self.commands
-            .push(Command::Append(append))
-            .expect("the budget bounds the appends");
+        self.push_paid(append.budget_bytes, Command::Append(append));
+    }
+
+    /// Queues a post that has its budget.
+    pub fn push_post(&self, post: super::command::Post) {
+        self.push_paid(post.budget_bytes, Command::Post(Box::new(post)));
+    }
+
+    fn push_paid(&self, budget_bytes: u32, command: Command) {
+        assert!(budget_bytes >= APPEND_BUDGET_BYTES_MIN);
+        // Control commands leave room for everything the budget allows.
+        self.commands.push(command).expect("the budget bounds the appends");
         self.wake();
     }
 

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::command::{Command, Revoke, SessionId};
-use super::inbox::{Full, Inbox};
+use super::inbox::Inbox;
+use crate::hub::registry::{ChangeKind, IdentityChanged};
 use crate::log::{PartitionView, Storage};
 use crate::model::{DeviceId, PartitionId, SequenceNumber};
+use crate::wire::close::CloseCode;
 
 /// A partition as everybody but its owner sees it.
 pub struct Partition<S: Storage> {
@@ -110,13 +113,27 @@ impl<S: Storage> Router<S> {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Ends every session of a device whose identity changed.
-    ///
-    /// # Errors
-    /// `Full`: the home shard's queue; try again.
-    pub fn revoke(&self, device: &DeviceId, revoke: Revoke) -> Result<(), Full> {
-        self.inbox(self.partition_of(device))
-            .push_control(Command::Revoke(revoke))
+    /// Cuts off the sessions that a change of an identity concerns, once their home shard's queue has room.
+    // IoT Hub, identity: disabling or deleting a device drops its connections; a changed key ends what was proved by it.
+    pub async fn identity_changed(&self, change: &IdentityChanged) {
+        let (code, reason) = match change.kind {
+            ChangeKind::Disabled => (CloseCode::DeviceDisabled, "the device was disabled"),
+            ChangeKind::Deleted => (CloseCode::DeviceDeleted, "the identity was deleted"),
+            ChangeKind::KeysChanged => (CloseCode::Unauthorized, "the identity's credential was changed"),
+            ChangeKind::Created | ChangeKind::Updated | ChangeKind::Enabled => return,
+        };
+        let device = &change.identity.device;
+        let revoke = Revoke {
+            device_id: device.as_str().to_owned(),
+            generation: change.identity.module.as_ref().map(|_| change.generation),
+            code,
+            reason: reason.to_owned(),
+        };
+        let inbox = self.inbox(self.partition_of(device));
+        // The cut must not be lost to a full queue.
+        while inbox.push_control(Command::Revoke(revoke.clone())).is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 

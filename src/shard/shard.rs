@@ -5,6 +5,7 @@
 //!               │            │ no room
 //!               │            └──> stalled (keeps its budget: doors stop reading) ──room──> log
 //!               └── duplicate: pending behind what is written
+//!  Post ─────────────────> log ──> pending ──durable──> its door's answer
 //! ```
 //!
 //! Invariants: an acknowledgement never precedes durability at the hub's level; a device's batches are appended in the
@@ -17,7 +18,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::Durability;
-use super::command::{Append, Command, OpenError, OpenSession, Opened, Revoke, SessionId};
+use super::command::{Append, Command, OpenError, OpenSession, Opened, Post, PostError, Revoke, SessionId};
 use super::filter::{DuplicateFilter, Verdict, judge};
 use super::inbox::Inbox;
 use super::link::SessionLink;
@@ -71,6 +72,18 @@ enum Then {
         reply: oneshot::Sender<Result<Opened, OpenError>>,
         opened: Opened,
     },
+    Posted {
+        reply: oneshot::Sender<Result<(), PostError>>,
+        messages: u32,
+        received: Instant,
+        appended: Instant,
+    },
+}
+
+/// What waits for room in the log, in the order it came.
+enum Stalled {
+    Append(Append),
+    Post(Box<Post>),
 }
 
 enum SnapshotState {
@@ -86,7 +99,7 @@ struct Owned<S: Storage> {
     shared: Arc<Partition<S>>,
     filter: DuplicateFilter,
     pending: VecDeque<Pending>,
-    stalled: VecDeque<Append>,
+    stalled: VecDeque<Stalled>,
     snapshot: SnapshotState,
     /// Records appended since the last snapshot was taken.
     unsaved_records: u64,
@@ -167,6 +180,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     pub fn handle(&mut self, command: Command, now: Now) {
         match command {
             Command::Append(append) => self.handle_append(append, now),
+            Command::Post(post) => self.handle_post(post, now),
             Command::Open(open) => self.handle_open(open),
             Command::Close(session) => self.remove(session),
             Command::Revoke(revoke) => self.handle_revoke(&revoke),
@@ -334,18 +348,94 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         let slot = session.slot;
         if self.owned[slot].stalled.is_empty() {
             if let Err(append) = self.append(append, now) {
-                self.owned[slot].stalled.push_back(append);
+                self.owned[slot].stalled.push_back(Stalled::Append(append));
             }
         } else {
             // Later batches wait behind the first: order within a partition.
-            self.owned[slot].stalled.push_back(append);
+            self.owned[slot].stalled.push_back(Stalled::Append(append));
         }
     }
 
+    fn handle_post(&mut self, post: Box<Post>, now: Now) {
+        let slot = *self
+            .slots
+            .get(&post.partition)
+            .expect("the router sends a partition's commands to its owner");
+        if self.is_stopping {
+            self.inbox.release(post.budget_bytes);
+            drop(post.reply.send(Err(PostError::Stopping)));
+        } else if self.owned[slot].stalled.is_empty() {
+            if let Err(post) = self.post(slot, post, now) {
+                self.owned[slot].stalled.push_back(Stalled::Post(post));
+            }
+        } else {
+            self.owned[slot].stalled.push_back(Stalled::Post(post));
+        }
+    }
+
+    /// Gives the post back when the log has no room.
+    fn post(&mut self, slot: usize, post: Box<Post>, now: Now) -> Result<(), Box<Post>> {
+        if post.reply.is_closed() {
+            // Its door gave up while it waited for room; the client was told to come back.
+            self.inbox.release(post.budget_bytes);
+            return Ok(());
+        }
+        let owned = &mut self.owned[slot];
+        let started = (self.monotonic)();
+        let appended = owned.appender.append(&NewBatch {
+            stamp: StampTemplate::new(&post.origin).with(0),
+            payload: &post.messages.payload,
+            count: post.messages.count,
+            enqueued_time: now.utc,
+        });
+        let error = match appended {
+            Ok(appended) => {
+                let finished = (self.monotonic)();
+                owned.pending.push_back(Pending {
+                    end: appended.first.plus(appended.count),
+                    then: Then::Posted {
+                        reply: post.reply,
+                        messages: post.messages.count,
+                        received: post.received,
+                        appended: finished,
+                    },
+                });
+                owned.is_written = true;
+                owned.unsaved_records += u64::from(post.messages.count);
+                if appended.rolled || owned.unsaved_records >= SNAPSHOT_RECORDS {
+                    owned.take_snapshot();
+                }
+                self.observer.appended(Appended {
+                    partition: owned.id,
+                    messages: post.messages.count,
+                    record_bytes: appended.record_bytes,
+                    door: post.submitted.saturating_duration_since(post.received),
+                    queue: started.saturating_duration_since(post.submitted),
+                    append: finished.saturating_duration_since(started),
+                });
+                self.inbox.release(post.budget_bytes);
+                return Ok(());
+            }
+            Err(AppendError::NoRoom { disk_full }) => {
+                self.observer.stalled(owned.id, true, disk_full);
+                return Err(post);
+            }
+            Err(error @ AppendError::RecordTooLarge { .. }) => PostError::TooLarge(error.to_string()),
+            Err(AppendError::Poisoned { .. }) => PostError::Poisoned,
+        };
+        self.inbox.release(post.budget_bytes);
+        drop(post.reply.send(Err(error)));
+        Ok(())
+    }
+
     fn retry_stalled(&mut self, slot: usize, now: Now) {
-        while let Some(append) = self.owned[slot].stalled.pop_front() {
-            if let Err(append) = self.append(append, now) {
-                self.owned[slot].stalled.push_front(append);
+        while let Some(stalled) = self.owned[slot].stalled.pop_front() {
+            let tried = match stalled {
+                Stalled::Append(append) => self.append(append, now).map_err(Stalled::Append),
+                Stalled::Post(post) => self.post(slot, post, now).map_err(Stalled::Post),
+            };
+            if let Err(stalled) = tried {
+                self.owned[slot].stalled.push_front(stalled);
                 return;
             }
         }
@@ -483,6 +573,20 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                     });
                 }
                 Then::Answer { reply, opened } => drop(reply.send(Ok(opened))),
+                Then::Posted {
+                    reply,
+                    messages,
+                    received,
+                    appended,
+                } => {
+                    // Its client may have gone; the messages are stored all the same.
+                    drop(reply.send(Ok(())));
+                    self.observer.acknowledged(Acknowledged {
+                        messages,
+                        sync: now.instant.saturating_duration_since(appended),
+                        total: now.instant.saturating_duration_since(received),
+                    });
+                }
             }
         }
         if moved {
@@ -495,12 +599,20 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         let owned = &mut self.owned[slot];
         owned.is_poisoned = true;
         for pending in owned.pending.drain(..) {
-            if let Then::Answer { reply, .. } = pending.then {
-                drop(reply.send(Err(OpenError::Poisoned(owned.id.to_string()))));
+            match pending.then {
+                Then::Answer { reply, .. } => drop(reply.send(Err(OpenError::Poisoned(owned.id.to_string())))),
+                Then::Posted { reply, .. } => drop(reply.send(Err(PostError::Poisoned))),
+                Then::Acknowledge { .. } => {}
             }
         }
-        for append in owned.stalled.drain(..) {
-            self.inbox.release(append.budget_bytes);
+        for stalled in owned.stalled.drain(..) {
+            match stalled {
+                Stalled::Append(append) => self.inbox.release(append.budget_bytes),
+                Stalled::Post(post) => {
+                    self.inbox.release(post.budget_bytes);
+                    drop(post.reply.send(Err(PostError::Poisoned)));
+                }
+            }
         }
         // Its records will not become durable any more; waiting for them would hold up a stop.
         if let SnapshotState::Taken(_) = owned.snapshot {
@@ -527,6 +639,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             .identities
             .iter()
             .filter(|(key, _)| key.device.as_str() == revoke.device_id)
+            .filter(|(key, _)| revoke.generation.is_none_or(|generation| key.generation == generation))
             .map(|(_, session)| *session)
             .collect();
         for session in sessions {

@@ -1,4 +1,4 @@
-//! The embedded transactional store behind one small trait: identities, policies, groups, checkpoints, positions.
+//! The embedded transactional store behind one small trait: identities, twins, policies, groups, checkpoints, positions.
 //!
 //! Invariants:
 //! - A batch is applied whole or not at all, and only if each of its preconditions held at that moment.
@@ -54,10 +54,12 @@ pub enum Table {
     FeedbackReleased,
     /// `queue`; or the number of a batch.
     FeedbackBatches,
+    /// As the identity: partition, device id; or partition, device id, 0, module id.
+    Twins,
 }
 
 impl Table {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -71,6 +73,7 @@ impl Table {
         Self::Feedback,
         Self::FeedbackReleased,
         Self::FeedbackBatches,
+        Self::Twins,
     ];
 
     pub fn name(self) -> &'static str {
@@ -88,6 +91,7 @@ impl Table {
             Self::Feedback => "feedback",
             Self::FeedbackReleased => "feedback_released",
             Self::FeedbackBatches => "feedback_batches",
+            Self::Twins => "twins",
         }
     }
 }

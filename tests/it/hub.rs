@@ -60,6 +60,7 @@ impl Hub {
         assert!(self.child.is_none(), "the hub is still running");
         let ports = [
             format!("--quic-port={}", self.endpoints.quic_port),
+            format!("--https-port={}", self.endpoints.https_port),
             format!("--ops-port={}", self.endpoints.ops_port),
         ];
         fs::remove_file(self.data().join("endpoints.json")).unwrap();

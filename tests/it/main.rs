@@ -2,6 +2,7 @@
 
 mod cli;
 mod hostile;
+mod http;
 mod hub;
 mod kill9;
 mod network;

@@ -14,7 +14,6 @@
 //! Permissions: `contract/identity-security.md` section 2. Errors carry the contract's codes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -22,11 +21,8 @@ use tokio::sync::oneshot;
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::policy::Permissions;
-use crate::hub::registry::{ChangeKind, Changed};
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IfMatch, RegistryError};
 use crate::model::{ConsumerGroup, DeviceId};
-use crate::shard::command::Revoke;
-use crate::wire::close::CloseCode;
 use crate::wire::control::{Request, Response};
 
 /// Why a request failed.
@@ -136,7 +132,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let if_match = if_match(Some(&wanted.etag));
             let now = door.clock.now();
             let changed = wait(|done| door.registry.update_device(wanted, if_match, now, done)).await??;
-            route(door, &changed).await;
+            door.router.identity_changed(&changed.change).await;
             Ok(json(&changed.identity))
         }
         "device.delete" => {
@@ -144,7 +140,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let device = DeviceId::new(&name.device_id).map_err(invalid)?;
             let if_match = if_match(name.etag.as_deref());
             let changed = wait(|done| door.registry.delete_device(&device, if_match, done)).await??;
-            route(door, &changed).await;
+            door.router.identity_changed(&changed.change).await;
             Ok("{}".into())
         }
         "device.get" => {
@@ -219,25 +215,4 @@ async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) 
         code: ErrorCode::SERVER_ERROR,
         reason: "the store is closed".into(),
     })
-}
-
-/// Cuts off the sessions that a change concerns.
-// IoT Hub, identity: disabling or deleting a device drops its connections; a changed key ends what was proved by it.
-async fn route(door: &Arc<Door>, changed: &Changed<DeviceIdentity>) {
-    let (code, reason) = match changed.change.kind {
-        ChangeKind::Disabled => (CloseCode::DeviceDisabled, "the device was disabled"),
-        ChangeKind::Deleted => (CloseCode::DeviceDeleted, "the device was deleted"),
-        ChangeKind::KeysChanged => (CloseCode::Unauthorized, "the device's credential was changed"),
-        ChangeKind::Created | ChangeKind::Updated | ChangeKind::Enabled => return,
-    };
-    let device = &changed.identity.device_id;
-    let revoke = Revoke {
-        device_id: device.as_str().to_owned(),
-        code,
-        reason: reason.to_owned(),
-    };
-    // The cut must not be lost to a full queue.
-    while door.router.revoke(device, revoke.clone()).is_err() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

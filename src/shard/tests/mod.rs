@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use tokio::sync::oneshot;
 
 use super::Durability;
-use super::command::{Append, Command, OpenError, OpenSession, Opened, Revoke, SessionId};
+use super::command::{Append, Command, Messages, OpenError, OpenSession, Opened, Post, PostError, Revoke, SessionId};
 use super::inbox::Inbox;
 use super::link::SessionLink;
 use super::recovery;

@@ -107,3 +107,133 @@ fn a_failed_partition_does_not_hold_up_a_stop() {
     world.settle();
     assert!(world.process().shard.is_idle());
 }
+
+/// Hands a post of one message to partition 0.
+fn post(world: &mut World, bytes: usize) -> oneshot::Receiver<Result<(), PostError>> {
+    let (reply, answer) = oneshot::channel();
+    let now = world.now();
+    let mut builder = BatchBuilder::default();
+    builder.push_body(&vec![b'p'; bytes]);
+    let inbox = world.process().inbox.clone();
+    let payload = builder.finish_payload();
+    let budget_bytes = inbox.price(payload.len());
+    assert!(inbox.try_reserve(budget_bytes));
+    inbox.push_post(Post {
+        partition: PartitionId(0),
+        origin: Origin {
+            device_id: "posting".into(),
+            module_id: String::new(),
+            generation: 1,
+            epoch: 0,
+            auth_method: String::new(),
+        },
+        messages: Messages { count: 1, payload },
+        budget_bytes,
+        received: now.instant,
+        submitted: now.instant,
+        reply,
+    });
+    answer
+}
+
+#[test]
+fn a_post_is_answered_once_it_is_durable() {
+    let mut world = World::new(Durability::Sync);
+    let mut first = post(&mut world, 10);
+    let now = world.now();
+    world.process().shard.drain(10, now);
+    world.progress();
+    assert!(first.try_recv().is_err(), "written is not durable");
+    assert_eq!(
+        world.process().inbox.inflight_bytes(),
+        0,
+        "what stands in the log needs no budget"
+    );
+    world.sync(0);
+    world.progress();
+    assert_eq!(first.try_recv(), Ok(Ok(())));
+    world.process().shard.stop("the end of the test");
+    let mut late = post(&mut world, 10);
+    world.process().shard.drain(10, now);
+    assert_eq!(late.try_recv(), Ok(Err(PostError::Stopping)));
+    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+}
+
+#[test]
+fn posts_wait_for_room_in_their_order_and_one_whose_door_left_is_not_stored() {
+    let mut world = World::new(Durability::Sync);
+    let now = world.now();
+    let mut answers: Vec<_> = (0..10).map(|_| post(&mut world, 6000)).collect();
+    world.process().shard.drain(20, now);
+    let waiting = world.process().inbox.inflight_bytes();
+    assert!(waiting > 0, "the prepared segments do not take all of it");
+    world.sync(0);
+    world.progress();
+    let stored = answers.iter_mut().map_while(|answer| answer.try_recv().ok()).count();
+    assert!((1..9).contains(&stored), "{stored} of 10");
+    // There is room for this one, but not before its turn.
+    let mut small = post(&mut world, 10);
+    world.process().shard.drain(20, now);
+    world.sync(0);
+    world.progress();
+    assert!(small.try_recv().is_err(), "it overtook larger ones");
+    answers.truncate(9);
+    for _ in 0..10 {
+        let view = world.process().partitions[0].view.clone();
+        view.prepare().expect("the disk has room");
+        world.sync(0);
+        world.progress();
+        world.sync(0);
+        world.progress();
+    }
+    for answer in &mut answers[stored..] {
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+    }
+    assert_eq!(small.try_recv(), Ok(Ok(())));
+    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+    let next = world.process().partitions[0].view.durable();
+    assert_eq!(
+        next,
+        SequenceNumber(10),
+        "the tenth of the large ones went with its door"
+    );
+}
+
+#[test]
+fn a_failed_partition_answers_its_posts() {
+    let mut world = World::new(Durability::Sync);
+    let now = world.now();
+    let mut waiting = post(&mut world, 10);
+    world.process().shard.drain(10, now);
+    world.step(&Step::FailSync);
+    world.sync(0);
+    assert_eq!(waiting.try_recv(), Ok(Err(PostError::Poisoned)));
+    let mut later = post(&mut world, 10);
+    world.process().shard.drain(10, now);
+    assert_eq!(later.try_recv(), Ok(Err(PostError::Poisoned)));
+    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+}
+
+/// A module has a generation of its own: deleting it must not cut off its device.
+#[test]
+fn a_revoke_of_one_generation_leaves_the_others() {
+    let mut world = World::new(Durability::Sync);
+    world.step(&Step::Connect {
+        device: 0,
+        how: Connect::Resume,
+    });
+    world.settle();
+    let link = world.process().sessions[0].link.clone();
+    let own = world.devices[0].key.generation;
+    let now = world.now();
+    for (generation, expected) in [(Generation(own.0 + 1), None), (own, Some(CloseCode::DeviceDeleted))] {
+        let revoke = Revoke {
+            device_id: "device-0".into(),
+            generation: Some(generation),
+            code: CloseCode::DeviceDeleted,
+            reason: "deleted".into(),
+        };
+        world.process().shard.handle(Command::Revoke(revoke), now);
+        assert_eq!(link.end().map(|end| end.code), expected);
+    }
+}

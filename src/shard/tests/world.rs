@@ -243,6 +243,7 @@ impl World {
                 }
                 let revoke = Revoke {
                     device_id,
+                    generation: None,
                     code: CloseCode::DeviceDisabled,
                     reason: "disabled".to_owned(),
                 };

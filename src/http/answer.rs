@@ -1,0 +1,222 @@
+//! Answers and refusals in the contract's form: status, error bodies, tracking headers.
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::hub::{AuthError, ErrorCode, RegistryError};
+use crate::model::UtcMillis;
+
+// IoT Hub, HTTPS section 1.
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const ERROR_CODE: HeaderName = HeaderName::from_static("iothub-errorcode");
+const TRACKING_ID: HeaderName = HeaderName::from_static("iothub-servicetrackingid");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
+
+/// What a client that was told to come back later should wait.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A request did what it was for.
+#[derive(Debug)]
+pub struct Answer {
+    status: u16,
+    etag: Option<String>,
+    /// Of the error that a body of its own form tells of.
+    error: Option<ErrorCode>,
+    body: Option<String>,
+}
+
+impl Answer {
+    pub fn no_content() -> Self {
+        Self {
+            status: 204,
+            etag: None,
+            error: None,
+            body: None,
+        }
+    }
+
+    pub fn json(status: u16, document: &impl Serialize) -> Self {
+        let body = serde_json::to_string(document).expect("documents have text keys and no failing serializers");
+        Self {
+            status,
+            etag: None,
+            error: None,
+            body: Some(body),
+        }
+    }
+
+    /// Adds the version, which stands in quotes in the header.
+    #[must_use]
+    pub fn etag(mut self, etag: &str) -> Self {
+        self.etag = Some(format!("\"{etag}\""));
+        self
+    }
+
+    /// Names the error that the body tells of in its own form.
+    #[must_use]
+    pub fn error(mut self, code: ErrorCode) -> Self {
+        self.error = Some(code);
+        self
+    }
+
+    pub(super) fn into_response(self, tracking_id: &str) -> HttpResponse {
+        let mut response = HttpResponse::build(status(self.status));
+        response.insert_header((REQUEST_ID, tracking_id));
+        if let Some(etag) = self.etag {
+            response.insert_header((ETAG, etag));
+        }
+        if let Some(code) = self.error {
+            response.insert_header((ERROR_CODE, code.name));
+        }
+        match self.body {
+            Some(body) => response.insert_header((CONTENT_TYPE, JSON)).body(body),
+            None => response.finish(),
+        }
+    }
+}
+
+/// Why a request did nothing.
+#[derive(Debug)]
+pub struct Refused {
+    pub code: ErrorCode,
+    /// For a person; never says more than its reader may know.
+    pub reason: String,
+    /// Of a refused credential: the label of its metric.
+    pub credential: Option<&'static str>,
+    /// The rest of the request is not worth reading.
+    closes: bool,
+}
+
+impl Refused {
+    pub fn new(code: ErrorCode, reason: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason: reason.into(),
+            credential: None,
+            closes: false,
+        }
+    }
+
+    pub fn invalid(reason: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::ARGUMENT_INVALID, reason.to_string())
+    }
+
+    pub fn busy(reason: &str) -> Self {
+        Self::new(ErrorCode::SERVER_BUSY, reason)
+    }
+
+    /// The connection ends with this answer.
+    #[must_use]
+    pub(super) fn closing(mut self) -> Self {
+        self.closes = true;
+        self
+    }
+
+    pub(super) fn status(&self) -> u16 {
+        self.code.http_status()
+    }
+
+    pub(super) fn into_response(self, tracking_id: &str, now: UtcMillis) -> HttpResponse {
+        let mut response = HttpResponse::build(status(self.status()));
+        response
+            .insert_header((CONTENT_TYPE, JSON))
+            .insert_header((ERROR_CODE, self.code.name))
+            .insert_header((TRACKING_ID, tracking_id))
+            .insert_header((REQUEST_ID, tracking_id));
+        // IoT Hub, HTTPS section 13. Clients that know the header come back when it says.
+        if matches!(self.status(), 429 | 503) {
+            response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
+        }
+        if self.closes {
+            response.force_close();
+        }
+        response.body(error_body(self.code, &self.reason, tracking_id, now))
+    }
+}
+
+/// The two bodies that SDKs understand.
+// IoT Hub, HTTPS section 1, error body: header and body name the same error, or C# reports neither.
+fn error_body(code: ErrorCode, reason: &str, tracking_id: &str, now: UtcMillis) -> String {
+    let time = jiff::Timestamp::from_millisecond(now.0).unwrap_or_default();
+    let document = if has_inner_document(code) {
+        let inner = json!({
+            "errorCode": code.number,
+            "trackingId": tracking_id,
+            "message": reason,
+            "timestampUtc": format!("{time:.7}"),
+        });
+        json!({ "Message": inner.to_string(), "ExceptionMessage": "" })
+    } else {
+        json!({
+            "Message": format!("ErrorCode:{};{reason}", code.name),
+            "ExceptionMessage": format!("Tracking ID:{tracking_id}-TimeStamp:{time:.3}"),
+        })
+    };
+    document.to_string()
+}
+
+/// Errors newer than the first form, whose number clients look for.
+fn has_inner_document(code: ErrorCode) -> bool {
+    matches!(code.number, 403_012 | 403_800 | 404_103 | 504_101)
+}
+
+fn status(number: u16) -> StatusCode {
+    StatusCode::from_u16(number).expect("codes begin with an HTTP status")
+}
+
+impl From<RegistryError> for Refused {
+    fn from(error: RegistryError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<AuthError> for Refused {
+    /// Never whether the identity exists, unless its reader has proved that it may know.
+    fn from(error: AuthError) -> Self {
+        let code = error.code();
+        let reason = match code.number {
+            403_012 => "the device is disabled".to_owned(),
+            401_002 | 404_001 | 404_010 => error.to_string(),
+            500_000..=599_999 => "the registry cannot be read".to_owned(),
+            _ => "the credential is not accepted".to_owned(),
+        };
+        Self {
+            credential: Some(error.label()),
+            ..Self::new(code, reason)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_bodies_are_read_back_as_sdks_do() {
+        let now = UtcMillis(1_700_000_000_123);
+        let body = error_body(ErrorCode::DEVICE_NOT_FOUND, "no such device", "id-1", now);
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["Message"], "ErrorCode:DeviceNotFound;no such device");
+        assert_eq!(
+            body["ExceptionMessage"],
+            "Tracking ID:id-1-TimeStamp:2023-11-14T22:13:20.123Z"
+        );
+        let body = error_body(ErrorCode::DEVICE_DISABLED, "disabled", "id-1", now);
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let inner: serde_json::Value = serde_json::from_str(body["Message"].as_str().unwrap()).unwrap();
+        assert_eq!(inner["errorCode"], 403_012);
+        assert_eq!(inner["timestampUtc"], "2023-11-14T22:13:20.1230000Z");
+        assert_eq!(inner["trackingId"], "id-1");
+    }
+
+    #[test]
+    fn a_refused_credential_does_not_say_who_exists() {
+        let unknown = Refused::from(AuthError::UnknownIdentity);
+        let wrong = Refused::from(AuthError::Signature);
+        assert_eq!((unknown.code, unknown.reason), (wrong.code, wrong.reason));
+        assert_ne!(unknown.credential, wrong.credential, "the metric may know");
+    }
+}

@@ -1,0 +1,28 @@
+//! The HTTPS server: one port on which the device routes (`session::http`) and the service routes (`service::rest`)
+//! stand side by side, and what both need to read a request and to write the contract's answers.
+//!
+//! ```text
+//!   TLS, limits ──> dispatch ── path, method ──> Room::routes ── Route ──> Room::answer ──> Answer | Refused
+//!   (serve)                        api-version before anything else          (error bodies, tracking id)
+//! ```
+//!
+//! Invariants:
+//! - Every request that was read is answered once and counted once, under a route of a closed set.
+//! - A request holds at most `Config::body_bytes_max` of its body, and no longer than `Config::body_timeout` until it is
+//!   whole.
+//!
+//! Deliberately does not know what any route does, shards, logs, metrics or the server.
+
+pub mod answer;
+pub mod call;
+pub mod config;
+pub mod observer;
+pub mod route;
+pub mod serve;
+
+pub use answer::{Answer, Refused};
+pub use call::Call;
+pub use config::Config;
+pub use observer::Observer;
+pub use route::{Entry, Route};
+pub use serve::{Answering, Room, Site};

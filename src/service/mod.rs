@@ -1,0 +1,3 @@
+//! Doors for services. Each protocol has its own room.
+
+pub mod rest;

@@ -1,0 +1,124 @@
+//! The service routes over HTTPS: the identity registry and its statistics.
+//!
+//! | route | permission |
+//! | --- | --- |
+//! | `GET /devices`, `/devices/{id}`, `/devices/{id}/modules`, `/devices/{id}/modules/{mid}`, `/statistics/devices` | RegistryRead |
+//! | `PUT`, `DELETE` of a device or module, `POST /devices`, `/devices/keys/regenerate` | RegistryWrite |
+//! | `GET /statistics/service` | ServiceConnect |
+//!
+//! Knows the hub's registry and, to cut off sessions, the shards' router; deliberately does not know device doors,
+//! metrics or the server. An answered change is durable, and its sessions are told to end before the answer leaves.
+
+mod bulk;
+mod identity;
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
+use crate::hub::{Authenticator, ErrorCode, Permissions, Registry};
+use crate::log::DiskStorage;
+use crate::shard::router::Router;
+
+// IoT Hub, HTTPS section 5.
+const ROUTES: &[Entry] = &[
+    ("GET", "/devices", Route::DeviceList),
+    ("POST", "/devices", Route::DeviceBulk),
+    ("POST", "/devices/keys/regenerate", Route::KeysRegenerate),
+    ("GET", "/devices/{}", Route::DeviceGet),
+    ("PUT", "/devices/{}", Route::DevicePut),
+    ("DELETE", "/devices/{}", Route::DeviceDelete),
+    ("GET", "/devices/{}/modules", Route::ModuleList),
+    ("GET", "/devices/{}/modules/{}", Route::ModuleGet),
+    ("PUT", "/devices/{}/modules/{}", Route::ModulePut),
+    ("DELETE", "/devices/{}/modules/{}", Route::ModuleDelete),
+    ("GET", "/statistics/devices", Route::StatisticsDevices),
+    ("GET", "/statistics/service", Route::StatisticsService),
+];
+
+/// The room of the service routes.
+pub struct Rest {
+    pub authenticator: Authenticator,
+    pub registry: Registry,
+    pub router: Arc<Router<DiskStorage>>,
+    /// The name that tokens are made for.
+    pub host_name: String,
+    /// How many devices are connected now.
+    pub connected_devices: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl Room for Rest {
+    fn routes(&self) -> &'static [Entry] {
+        ROUTES
+    }
+
+    fn answer(self: Arc<Self>, route: Route, call: Call) -> Answering {
+        Box::pin(async move { self.serve(route, call).await })
+    }
+}
+
+impl Rest {
+    async fn serve(&self, route: Route, call: Call) -> Result<Answer, Refused> {
+        self.permit(&call, permission(route))?;
+        match route {
+            Route::DeviceGet => self.device_get(&call),
+            Route::DevicePut => self.device_put(call).await,
+            Route::DeviceDelete => self.device_delete(&call).await,
+            Route::DeviceList => self.device_list(call).await,
+            Route::DeviceBulk => self.bulk(call).await,
+            Route::KeysRegenerate => self.regenerate(call).await,
+            Route::ModuleGet => self.module_get(&call),
+            Route::ModulePut => self.module_put(call).await,
+            Route::ModuleDelete => self.module_delete(&call).await,
+            Route::ModuleList => self.module_list(&call),
+            Route::StatisticsDevices => self.statistics().await,
+            Route::StatisticsService => Ok(Answer::json(
+                200,
+                &serde_json::json!({ "connectedDeviceCount": (self.connected_devices)() }),
+            )),
+            Route::DeviceEvents | Route::DeviceFiles | Route::None => unreachable!("not among this room's routes"),
+        }
+    }
+
+    /// Each request carries its own credential.
+    fn permit(&self, call: &Call, wanted: Permissions) -> Result<(), Refused> {
+        let token = call.authorization()?;
+        self.authenticator
+            .authenticate_service(token, wanted, &self.host_name, call.now())?;
+        Ok(())
+    }
+}
+
+// IoT Hub, identity and security section 2.
+fn permission(route: Route) -> Permissions {
+    match route {
+        Route::DeviceGet | Route::DeviceList | Route::ModuleGet | Route::ModuleList | Route::StatisticsDevices => {
+            Permissions::REGISTRY_READ
+        }
+        Route::DevicePut
+        | Route::DeviceDelete
+        | Route::DeviceBulk
+        | Route::KeysRegenerate
+        | Route::ModulePut
+        | Route::ModuleDelete => Permissions::REGISTRY_WRITE,
+        Route::StatisticsService => Permissions::SERVICE_CONNECT,
+        Route::DeviceEvents | Route::DeviceFiles | Route::None => unreachable!("not among this room's routes"),
+    }
+}
+
+/// Waits for a callback without blocking the worker.
+async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
+    let (sender, receiver) = oneshot::channel();
+    start(Box::new(move |value| drop(sender.send(value))));
+    receiver
+        .await
+        .map_err(|_| Refused::new(ErrorCode::SERVER_ERROR, "the store is closed"))
+}
+
+/// Runs what walks the store where it blocks nobody.
+async fn walk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    actix_web::web::block(work)
+        .await
+        .map_err(|_| Refused::busy("too many walks through the registry at a time"))
+}

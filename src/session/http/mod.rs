@@ -1,0 +1,123 @@
+//! The device routes over HTTPS: telemetry, one message or a batch a request.
+//!
+//! ```text
+//!   POST ── credential ── headers or JSON -> messages ── budget ──> home shard ── durable ──> 204
+//! ```
+//!
+//! HTTPS has no session: each request proves its identity, displaces nobody, and knows no duplicates. Routes whose
+//! capability this hub has not are not routed. Deliberately does not know other doors, metrics or the server.
+
+mod events;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
+use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, IdentityName};
+use crate::log::DiskStorage;
+use crate::shard::command::{Messages, Post, PostError};
+use crate::shard::router::Router;
+use crate::wire::stamp::Origin;
+
+// IoT Hub, HTTPS section 2.
+const ROUTES: &[Entry] = &[
+    ("POST", "/devices/{}/messages/events", Route::DeviceEvents),
+    ("POST", "/devices/{}/modules/{}/messages/events", Route::DeviceEvents),
+    ("POST", "/devices/{}/files", Route::DeviceFiles),
+    ("POST", "/devices/{}/files/notifications", Route::DeviceFiles),
+    ("POST", "/devices/{}/files/notifications/{}", Route::DeviceFiles),
+];
+
+/// The room of the device routes.
+pub struct Devices {
+    pub authenticator: Authenticator,
+    pub router: Arc<Router<DiskStorage>>,
+    /// The name that tokens are made for.
+    pub host_name: String,
+}
+
+impl Room for Devices {
+    fn routes(&self) -> &'static [Entry] {
+        ROUTES
+    }
+
+    fn answer(self: Arc<Self>, route: Route, call: Call) -> Answering {
+        Box::pin(async move {
+            let identity = self.authenticate(&call)?;
+            if route == Route::DeviceFiles {
+                // IoT Hub, file upload: the hub has no storage account.
+                let reason = "no storage is configured for file upload";
+                return Err(Refused::new(ErrorCode::NO_UPLOAD_STORAGE, reason));
+            }
+            let messages = events::read(&call).await?;
+            self.store(&call, identity, messages).await
+        })
+    }
+}
+
+impl Devices {
+    fn authenticate(&self, call: &Call) -> Result<Authenticated, Refused> {
+        let wanted = IdentityName {
+            device: call.device()?,
+            module: if call.names_module() {
+                Some(call.module()?)
+            } else {
+                None
+            },
+        };
+        let credential = Credential::Sas(call.authorization()?);
+        Ok(self
+            .authenticator
+            .authenticate(credential, &wanted, &self.host_name, call.now())?)
+    }
+
+    async fn store(&self, call: &Call, identity: Authenticated, messages: Messages) -> Result<Answer, Refused> {
+        let received = Instant::now();
+        let device = &identity.identity.device;
+        let partition = self.router.partition_of(device);
+        let inbox = self.router.inbox(partition);
+        let budget_bytes = inbox.price(messages.payload.len());
+        let busy_timeout = call.config().busy_timeout;
+        if !inbox.try_reserve(budget_bytes) {
+            let reserved = tokio::time::timeout(busy_timeout, inbox.reserve(budget_bytes)).await;
+            inbox.add_backpressure_ns(received.elapsed().as_nanos() as u64);
+            reserved.map_err(|_| Refused::busy("the hub takes no more messages now"))?;
+        }
+        let (reply, answer) = oneshot::channel();
+        let module = identity.identity.module.as_ref();
+        // Nothing may come between the reservation and this: the post gives the budget back.
+        inbox.push_post(Post {
+            partition,
+            origin: Origin {
+                device_id: device.as_str().to_owned(),
+                module_id: module.map_or_else(String::new, |module| module.as_str().to_owned()),
+                generation: identity.generation.0,
+                epoch: 0,
+                auth_method: identity.method.json().to_owned(),
+            },
+            messages,
+            budget_bytes,
+            received,
+            submitted: Instant::now(),
+            reply,
+        });
+        match tokio::time::timeout(busy_timeout, answer).await {
+            Ok(Ok(Ok(()))) => Ok(Answer::no_content()),
+            Ok(Ok(Err(error))) => Err(refused(&error)),
+            // The shard is gone: the hub is at the end of its stop.
+            Ok(Err(_)) => Err(refused(&PostError::Stopping)),
+            Err(_) => Err(Refused::busy("the message is not stored yet; it may still be")),
+        }
+    }
+}
+
+fn refused(error: &PostError) -> Refused {
+    let code = match error {
+        PostError::TooLarge(_) => ErrorCode::MESSAGE_TOO_LARGE,
+        PostError::Poisoned => ErrorCode::SERVER_ERROR,
+        PostError::Stopping => ErrorCode::SERVER_BUSY,
+    };
+    Refused::new(code, error.to_string())
+}
