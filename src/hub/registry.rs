@@ -4,7 +4,7 @@
 //! - An answered change is durable; a change is answered once.
 //! - A generation is never given out twice, whatever the clock does.
 //! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
-//! - A twin is deleted with its identity, and so are its queue of messages and the feedback about them.
+//! - Deleting an identity deletes its twin, its queue of messages and the feedback about them with it.
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
@@ -286,7 +286,7 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// Removes a device with its modules, their twins and queues, and its filter positions; tells what it was.
+    /// Removes a device with its modules, filter positions, twins and queues; tells what it was.
     pub fn delete_device(
         &self,
         device: &DeviceId,

@@ -44,6 +44,8 @@ pub enum Table {
     Checkpoints,
     /// Partition; or partition, device id, 0, generation.
     Filter,
+    /// As the identity: partition, device id; or partition, device id, 0, module id.
+    Twins,
     /// Partition, device id, 0, module id or nothing, 0, sequence number.
     Outbox,
     /// Partition, device id, 0, module id or nothing, 0.
@@ -54,8 +56,6 @@ pub enum Table {
     FeedbackReleased,
     /// `queue`; or the number of a batch.
     FeedbackBatches,
-    /// As the identity: partition, device id; or partition, device id, 0, module id.
-    Twins,
 }
 
 impl Table {
@@ -68,12 +68,12 @@ impl Table {
         Self::Groups,
         Self::Checkpoints,
         Self::Filter,
+        Self::Twins,
         Self::Outbox,
         Self::OutboxQueues,
         Self::Feedback,
         Self::FeedbackReleased,
         Self::FeedbackBatches,
-        Self::Twins,
     ];
 
     pub fn name(self) -> &'static str {
@@ -86,12 +86,12 @@ impl Table {
             Self::Groups => "groups",
             Self::Checkpoints => "checkpoints",
             Self::Filter => "filter",
+            Self::Twins => "twins",
             Self::Outbox => "outbox",
             Self::OutboxQueues => "outbox_queues",
             Self::Feedback => "feedback",
             Self::FeedbackReleased => "feedback_released",
             Self::FeedbackBatches => "feedback_batches",
-            Self::Twins => "twins",
         }
     }
 }
