@@ -4,11 +4,13 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::hub::entropy::testing::Counting;
+use crate::hub::feedback::Feedbacks;
 use crate::hub::identity::ModuleIdentity;
+use crate::hub::outbox::QUEUE_TABLES;
 use crate::hub::registry::{IfMatch, Registry};
 use crate::model::{ModuleId, SystemKey};
-use crate::state::MemoryState;
 use crate::state::memory::Failure;
+use crate::state::{MemoryState, RedbConfig, RedbState};
 
 const NOW: UtcMillis = UtcMillis(1_700_000_000_000);
 const PARTITIONS: u16 = 2;
@@ -418,4 +420,65 @@ fn missing_bytes_are_damage_not_an_empty_queue() {
         .unwrap();
     let received = hub.outboxes.wait(|done| hub.outboxes.receive(&d, 1, NOW, done));
     assert_eq!(received.unwrap_err().code().number, 500_001);
+}
+
+/// The same over the store that is a file: what was answered is there after it was closed and opened again.
+#[test]
+fn a_queue_in_a_file_is_there_again() {
+    let path = std::env::temp_dir().join(format!("forebay-outbox-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let open = || -> Arc<dyn State> { Arc::new(RedbState::open(&path, &RedbConfig::default()).unwrap()) };
+    // An answer comes a moment before the writer lets go of the store; only the last to let go closes the file.
+    let close = |state: Arc<dyn State>| {
+        while Arc::strong_count(&state) > 1 {
+            std::thread::yield_now();
+        }
+    };
+    // Two openings must not give out the same tokens.
+    let entropy = Arc::new(Counting::default());
+    let parts = |state: &Arc<dyn State>| {
+        let registry = Registry::open(state.clone(), entropy.clone(), PARTITIONS).unwrap();
+        let settings = QueueSettings::default();
+        (
+            registry,
+            Outboxes::new(state.clone(), entropy.clone(), settings.clone(), PARTITIONS),
+            Feedbacks::new(state.clone(), entropy.clone(), settings),
+        )
+    };
+    let d = device("d");
+    let state = open();
+    let (registry, outboxes, feedbacks) = parts(&state);
+    let identity = DeviceIdentity::new(d.device.clone());
+    registry.create_device_blocking(identity, NOW).unwrap();
+    for id in ["1", "2"] {
+        outboxes
+            .wait(|done| outboxes.enqueue(&d, &command(id), NOW, done))
+            .unwrap();
+    }
+    let locked = outboxes.wait(|done| outboxes.receive(&d, 1, NOW, done)).unwrap();
+    drop((registry, outboxes, feedbacks));
+    close(state);
+
+    let state = open();
+    let (registry, outboxes, feedbacks) = parts(&state);
+    let (token, complete) = (locked[0].token, Settlement::Complete);
+    outboxes
+        .wait(|done| outboxes.settle(&d, token, complete, at(1), done))
+        .unwrap();
+    let rest = outboxes.wait(|done| outboxes.receive(&d, 9, at(1), done)).unwrap();
+    assert_eq!(bodies(&rest), ["body of 2"]);
+    let batch = feedbacks.wait(|done| feedbacks.receive(at(1), done)).unwrap().unwrap();
+    assert_eq!(batch.records[0].original_message_id, "1");
+    feedbacks
+        .wait(|done| feedbacks.settle(batch.token, complete, at(1), done))
+        .unwrap();
+    assert_eq!(feedbacks.wait(|done| feedbacks.receive(at(60), done)).unwrap(), None);
+    registry.delete_device_blocking(&d.device, IfMatch::Any).unwrap();
+    let (prefix, after, limit) = (&[][..], None, 1);
+    for table in QUEUE_TABLES {
+        assert_eq!(state.scan(table, Scan { prefix, after, limit }).unwrap(), []);
+    }
+    drop((registry, outboxes, feedbacks));
+    close(state);
+    std::fs::remove_file(&path).unwrap();
 }
