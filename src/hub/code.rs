@@ -28,7 +28,6 @@ impl ErrorCode {
     pub const DEVICE_NOT_FOUND: Self = Self::new(404_001, "DeviceNotFound");
     pub const CERTIFICATE_NOT_FOUND: Self = Self::new(404_008, "CertificateNotFound");
     pub const MODULE_NOT_FOUND: Self = Self::new(404_010, "ModuleNotFound");
-    pub const FEATURE_NOT_SUPPORTED: Self = Self::new(404_013, "FeatureNotSupported");
     pub const GROUP_NOT_FOUND: Self = Self::new(404_302, "GroupNotFound");
     pub const METHOD_NOT_ALLOWED: Self = Self::new(405_000, "GenericMethodNotAllowed");
     pub const CONFLICT: Self = Self::new(409_000, "GenericConflict");

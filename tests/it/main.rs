@@ -1,6 +1,7 @@
 //! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
 
 mod cli;
+mod commands;
 mod hostile;
 mod http;
 mod hub;

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{Rest, wait};
 use crate::http::{Answer, Call, Refused};
 use crate::hub::identity::{Authentication, Capabilities, Status};
+use crate::hub::twin::Members;
 use crate::hub::{
-    DeviceIdentity, ErrorCode, IdentityChanged, IdentityName, IfMatch, KeySlot, ModuleIdentity, Registry,
+    DeviceIdentity, ErrorCode, IdentityChanged, IdentityName, IfMatch, KeySlot, ModuleIdentity, TwinChanged, TwinError,
+    TwinUpdate,
 };
 use crate::model::{DeviceId, ModuleId, UtcMillis};
 
@@ -32,6 +34,14 @@ struct Entry {
     capabilities: Option<Capabilities>,
     device_scope: Option<String>,
     parent_scopes: Option<Vec<String>>,
+    twin_e_tag: Option<String>,
+    tags: Option<Members>,
+    properties: Option<Properties>,
+}
+
+#[derive(Deserialize)]
+struct Properties {
+    desired: Option<Members>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
@@ -124,7 +134,7 @@ impl Rest {
                 let operation = entry.import_mode;
                 let is_first = seen.insert((device_id.clone(), module_id.clone()));
                 let outcome = if is_first {
-                    start(&self.registry, entry, now)
+                    self.start(entry, now)
                 } else {
                     let code = ErrorCode::DEFINED_MULTIPLE_TIMES;
                     Err(Refused::new(code, "the request names the identity twice"))
@@ -135,7 +145,8 @@ impl Rest {
         let mut errors = Vec::new();
         for (device_id, module_id, operation, outcome) in started {
             match finish(outcome).await {
-                Ok(change) => self.router.identity_changed(&change).await,
+                Ok(Some(change)) => self.router.identity_changed(&change).await,
+                Ok(None) => {}
                 Err(refused) => errors.push(EntryError {
                     device_id,
                     error_code: refused.code.name,
@@ -236,51 +247,70 @@ fn name(id: &str, module_id: Option<&str>) -> Result<IdentityName, Refused> {
     Ok(IdentityName { device, module })
 }
 
-type Outcome = tokio::sync::oneshot::Receiver<Result<IdentityChanged, Refused>>;
+/// A change of a twin concerns no session.
+type Outcome = tokio::sync::oneshot::Receiver<Result<Option<IdentityChanged>, Refused>>;
 
-async fn finish(outcome: Result<Outcome, Refused>) -> Result<IdentityChanged, Refused> {
+async fn finish(outcome: Result<Outcome, Refused>) -> Result<Option<IdentityChanged>, Refused> {
     outcome?
         .await
         .unwrap_or_else(|_| Err(Refused::new(ErrorCode::SERVER_ERROR, "the store is closed")))
 }
 
-/// Starts one operation; its outcome comes once it is durable or refused.
-fn start(registry: &Registry, entry: Entry, now: UtcMillis) -> Result<Outcome, Refused> {
-    let mode = entry.import_mode.unwrap_or(Mode::Create);
-    let if_match = match mode {
-        Mode::UpdateIfMatchETag | Mode::DeleteIfMatchETag => match none_if_empty(entry.e_tag.clone()) {
-            Some(etag) => IfMatch::Etag(etag),
-            None => return Err(Refused::new(ErrorCode::PRECONDITION_FAILED, "eTag is missing")),
-        },
-        Mode::Create | Mode::Update | Mode::Delete | Mode::UpdateTwin | Mode::UpdateTwinIfMatchETag => IfMatch::Any,
-    };
-    let name = name(&entry.id, none_if_empty(entry.module_id.clone()).as_deref())?;
-    let (sender, outcome) = tokio::sync::oneshot::channel();
-    macro_rules! done {
-        () => {
-            move |changed: Result<crate::hub::Changed<_>, crate::hub::RegistryError>| {
-                drop(sender.send(changed.map(|changed| changed.change).map_err(Refused::from)))
-            }
+impl Rest {
+    /// Starts one operation; its outcome comes once it is durable or refused.
+    fn start(&self, entry: Entry, now: UtcMillis) -> Result<Outcome, Refused> {
+        let registry = &self.registry;
+        let mode = entry.import_mode.unwrap_or(Mode::Create);
+        let required = |etag: &Option<String>| match none_if_empty(etag.clone()) {
+            Some(etag) => Ok(IfMatch::Etag(etag)),
+            None => Err(Refused::new(ErrorCode::PRECONDITION_FAILED, "the etag is missing")),
         };
+        let if_match = match mode {
+            Mode::UpdateIfMatchETag | Mode::DeleteIfMatchETag => required(&entry.e_tag)?,
+            Mode::UpdateTwinIfMatchETag => required(&entry.twin_e_tag)?,
+            Mode::Create | Mode::Update | Mode::Delete | Mode::UpdateTwin => IfMatch::Any,
+        };
+        let name = name(&entry.id, none_if_empty(entry.module_id.clone()).as_deref())?;
+        let (sender, outcome) = tokio::sync::oneshot::channel();
+        macro_rules! done {
+            () => {
+                move |changed: Result<crate::hub::Changed<_>, crate::hub::RegistryError>| {
+                    drop(sender.send(changed.map(|changed| Some(changed.change)).map_err(Refused::from)))
+                }
+            };
+        }
+        match (mode, name.module) {
+            (Mode::Create, None) => registry.create_device(entry.into_device(name.device), now, done!()),
+            (Mode::Update | Mode::UpdateIfMatchETag, None) => {
+                registry.update_device(entry.into_device(name.device), if_match, now, done!());
+            }
+            (Mode::Delete | Mode::DeleteIfMatchETag, None) => registry.delete_device(&name.device, if_match, done!()),
+            (Mode::Create, Some(module)) => {
+                registry.create_module(entry.into_module(name.device, module), now, done!())
+            }
+            (Mode::Update | Mode::UpdateIfMatchETag, Some(module)) => {
+                registry.update_module(entry.into_module(name.device, module), if_match, done!());
+            }
+            (Mode::Delete | Mode::DeleteIfMatchETag, Some(module)) => {
+                registry.delete_module(&name.device, &module, if_match, done!());
+            }
+            (Mode::UpdateTwin | Mode::UpdateTwinIfMatchETag, module) => {
+                let name = IdentityName {
+                    device: name.device,
+                    module,
+                };
+                let update = TwinUpdate {
+                    tags: entry.tags,
+                    desired: entry.properties.and_then(|properties| properties.desired),
+                };
+                let done = move |changed: Result<TwinChanged, TwinError>| {
+                    drop(sender.send(changed.map(|_| None).map_err(Refused::from)));
+                };
+                self.twins.patch(name, update, if_match, now, done);
+            }
+        }
+        Ok(outcome)
     }
-    match (mode, name.module) {
-        (Mode::Create, None) => registry.create_device(entry.into_device(name.device), now, done!()),
-        (Mode::Update | Mode::UpdateIfMatchETag, None) => {
-            registry.update_device(entry.into_device(name.device), if_match, now, done!());
-        }
-        (Mode::Delete | Mode::DeleteIfMatchETag, None) => registry.delete_device(&name.device, if_match, done!()),
-        (Mode::Create, Some(module)) => registry.create_module(entry.into_module(name.device, module), now, done!()),
-        (Mode::Update | Mode::UpdateIfMatchETag, Some(module)) => {
-            registry.update_module(entry.into_module(name.device, module), if_match, done!());
-        }
-        (Mode::Delete | Mode::DeleteIfMatchETag, Some(module)) => {
-            registry.delete_module(&name.device, &module, if_match, done!());
-        }
-        (Mode::UpdateTwin | Mode::UpdateTwinIfMatchETag, _) => {
-            return Err(Refused::new(ErrorCode::FEATURE_NOT_SUPPORTED, "this hub has no twins"));
-        }
-    }
-    Ok(outcome)
 }
 
 impl Entry {
