@@ -5,8 +5,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::oneshot;
 
-use crate::hub::{AuthError, ErrorCode, RegistryError};
+use crate::hub::{AuthError, ErrorCode, OutboxError, RegistryError};
 use crate::model::UtcMillis;
 
 // IoT Hub, HTTPS section 1.
@@ -203,6 +204,12 @@ impl From<RegistryError> for Refused {
     }
 }
 
+impl From<OutboxError> for Refused {
+    fn from(error: OutboxError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
 impl From<AuthError> for Refused {
     /// Never whether the identity exists, unless its reader has proved that it may know.
     fn from(error: AuthError) -> Self {
@@ -218,6 +225,18 @@ impl From<AuthError> for Refused {
             ..Self::new(code, reason)
         }
     }
+}
+
+/// Waits for the store's callback without blocking the worker.
+///
+/// # Errors
+/// `ServerError`: the store was closed before it answered.
+pub async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
+    let (sender, receiver) = oneshot::channel();
+    start(Box::new(move |value| drop(sender.send(value))));
+    receiver
+        .await
+        .map_err(|_| Refused::new(ErrorCode::SERVER_ERROR, "the store is closed"))
 }
 
 #[cfg(test)]

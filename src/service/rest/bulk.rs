@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rest, wait};
-use crate::http::{Answer, Call, Refused};
+use super::Rest;
+use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::identity::{Authentication, Capabilities, Status};
 use crate::hub::twin::Members;
 use crate::hub::{

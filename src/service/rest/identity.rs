@@ -1,7 +1,7 @@
 //! One device or module at a time, lists, and figures of the whole registry.
 
-use super::{Rest, wait, walk};
-use crate::http::{Answer, Call, Refused};
+use super::{Rest, walk};
+use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::registry::LIST_MAX;
 use crate::hub::{DeviceIdentity, ErrorCode, IfMatch, ModuleIdentity};
 

@@ -3,10 +3,10 @@
 
 use serde_json::json;
 
-use super::{Rest, wait};
-use crate::http::{Answer, Call, Refused};
+use super::Rest;
+use crate::http::{Answer, Call, Refused, wait};
+use crate::hub::FeedbackError;
 use crate::hub::outbox::Settlement;
-use crate::hub::{FeedbackError, OutboxError};
 
 impl Rest {
     // IoT Hub, C2D section 9.
@@ -36,12 +36,6 @@ impl Rest {
         let token = call.lock_token(3)?;
         wait(|done| self.feedbacks.settle(token, settlement, call.now(), done)).await??;
         Ok(Answer::no_content())
-    }
-}
-
-impl From<OutboxError> for Refused {
-    fn from(error: OutboxError) -> Self {
-        Self::new(error.code(), error.to_string())
     }
 }
 

@@ -16,11 +16,9 @@ mod twin;
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticator, ErrorCode, Feedbacks, Outboxes, Permissions, Registry, Twins};
+use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Twins};
 use crate::log::DiskStorage;
 use crate::shard::router::Router;
 
@@ -151,15 +149,6 @@ fn permission(route: Route) -> Permissions {
         | Route::CommandAbandon
         | Route::None => unreachable!("not among this room's routes"),
     }
-}
-
-/// Waits for a callback without blocking the worker.
-async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
-    let (sender, receiver) = oneshot::channel();
-    start(Box::new(move |value| drop(sender.send(value))));
-    receiver
-        .await
-        .map_err(|_| Refused::new(ErrorCode::SERVER_ERROR, "the store is closed"))
 }
 
 /// Runs what walks the store where it blocks nobody.

@@ -1,7 +1,7 @@
 //! Twins of devices and modules: read, patched, replaced.
 
-use super::{Rest, wait};
-use crate::http::{Answer, Call, Refused};
+use super::Rest;
+use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::twin::{ServiceSide, TwinChanged, TwinError};
 use crate::hub::{IdentityName, IfMatch, Twin, TwinUpdate};
 

@@ -1,18 +1,16 @@
 //! Messages to devices over HTTPS: one a request, under a lock that the next request settles.
 
-use tokio::sync::oneshot;
-
 use super::Devices;
 use crate::http::answer::time;
-use crate::http::{Answer, Call, Refused};
+use crate::http::{Answer, Call, Refused, wait};
+use crate::hub::IdentityName;
 use crate::hub::outbox::{Delivered, Settlement};
-use crate::hub::{ErrorCode, IdentityName, OutboxError};
 use crate::model::{Message, SystemKey};
 
 impl Devices {
     // IoT Hub, HTTPS section 3.3. `iothub-messagelocktimeout` is accepted and not looked at: the lock is 60 s.
     pub(super) async fn receive(&self, call: &Call, name: &IdentityName) -> Result<Answer, Refused> {
-        let mut delivered = wait(|done| self.outboxes.receive(name, 1, call.now(), done)).await?;
+        let mut delivered = wait(|done| self.outboxes.receive(name, 1, call.now(), done)).await??;
         Ok(delivered.pop().map_or_else(Answer::no_content, answer))
     }
 
@@ -23,21 +21,9 @@ impl Devices {
         settlement: Settlement,
     ) -> Result<Answer, Refused> {
         let token = call.lock_token(4)?;
-        wait(|done| self.outboxes.settle(name, token, settlement, call.now(), done)).await?;
+        wait(|done| self.outboxes.settle(name, token, settlement, call.now(), done)).await??;
         Ok(Answer::no_content())
     }
-}
-
-/// Waits for the store without blocking the worker.
-async fn wait<T: Send + 'static>(
-    start: impl FnOnce(Box<dyn FnOnce(Result<T, OutboxError>) + Send>),
-) -> Result<T, Refused> {
-    let (sender, receiver) = oneshot::channel();
-    start(Box::new(move |value| drop(sender.send(value))));
-    let answer = receiver
-        .await
-        .map_err(|_| Refused::new(ErrorCode::SERVER_ERROR, "the store is closed"))?;
-    Ok(answer?)
 }
 
 fn answer(delivered: Delivered) -> Answer {

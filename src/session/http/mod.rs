@@ -73,7 +73,28 @@ impl Room for Devices {
                     ErrorCode::NO_UPLOAD_STORAGE,
                     "no storage is configured for file upload",
                 )),
-                _ => unreachable!("not among this room's routes"),
+                Route::DeviceGet
+                | Route::DevicePut
+                | Route::DeviceDelete
+                | Route::DeviceList
+                | Route::DeviceBulk
+                | Route::KeysRegenerate
+                | Route::ModuleGet
+                | Route::ModulePut
+                | Route::ModuleDelete
+                | Route::ModuleList
+                | Route::StatisticsDevices
+                | Route::StatisticsService
+                | Route::TwinGet
+                | Route::TwinPatch
+                | Route::TwinPut
+                | Route::CommandPurge
+                | Route::FeedbackReceive
+                | Route::FeedbackComplete
+                | Route::FeedbackAbandon
+                | Route::None => {
+                    unreachable!("not among this room's routes")
+                }
             }
         })
     }
