@@ -540,9 +540,7 @@ proptest! {
                     while let Ok(Pushed { sequence, .. }) = buffer.push(&[7; 100]) {
                         pushed.push((sequence, vec![7; 100]));
                         highest = sequence;
-                        if policy == BufferSync::EachPush {
-                            safe_up_to = highest;
-                        } else if buffer.sync().is_ok() {
+                        if policy == BufferSync::EachPush || buffer.sync().is_ok() {
                             safe_up_to = highest;
                         } else {
                             prop_assert!(matches!(buffer.push(b"x"), Err(BufferError::Poisoned)));
