@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::code::ErrorCode;
+use super::identity::IdentityName;
+use super::registry::{Registry, RegistryError};
 use crate::state::StateError;
 
 /// Of a method's name, characters.
@@ -107,6 +109,22 @@ impl MethodError {
     }
 }
 
+/// Whether there is somebody who could be called.
+///
+/// # Errors
+/// `DeviceNotFound`, `ModuleNotFound`, or the store's.
+pub fn find(registry: &Registry, name: &IdentityName) -> Result<(), MethodError> {
+    let found = match &name.module {
+        None => registry.device(&name.device).map(drop),
+        Some(module) => registry.module(&name.device, module).map(drop),
+    };
+    found.map_err(|error| match (error, &name.module) {
+        (RegistryError::State(error), _) => MethodError::State(error),
+        (_, None) => MethodError::DeviceNotFound,
+        (_, Some(_)) => MethodError::ModuleNotFound,
+    })
+}
+
 impl MethodRequest {
     /// # Errors
     /// `Invalid` or `TooLarge`.
@@ -117,7 +135,10 @@ impl MethodRequest {
             return Err(MethodError::Invalid(reason));
         }
         // IoT Hub, twins and methods section 2.1.
-        if let Some(wrong) = name.chars().find(|c| !c.is_ascii_graphic() || "$()<>@,;:\\\"/[]?={}".contains(*c)) {
+        if let Some(wrong) = name
+            .chars()
+            .find(|c| !c.is_ascii_graphic() || "$()<>@,;:\\\"/[]?={}".contains(*c))
+        {
             return Err(MethodError::Invalid(format!("a method's name cannot have {wrong:?}")));
         }
         let response = self.response_timeout_in_seconds.unwrap_or(30);
@@ -130,7 +151,9 @@ impl MethodRequest {
             let reason = format!("connectTimeoutInSeconds is {connect}, not 0 to 300");
             return Err(MethodError::Invalid(reason));
         }
-        let payload = self.payload.map_or_else(String::new, |payload| payload.get().to_owned());
+        let payload = self
+            .payload
+            .map_or_else(String::new, |payload| payload.get().to_owned());
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(MethodError::TooLarge { bytes: payload.len() });
         }
@@ -220,10 +243,14 @@ mod tests {
     #[test]
     fn answers_are_json_or_nothing() {
         let check = |payload: &str| {
-            MethodAnswer::check(200, payload).map(|answer| serde_json::to_string(&MethodResponse::from(answer)).unwrap())
+            MethodAnswer::check(200, payload)
+                .map(|answer| serde_json::to_string(&MethodResponse::from(answer)).unwrap())
         };
         assert_eq!(check("").unwrap(), r#"{"status":200,"payload":null}"#);
-        assert_eq!(check(r#"{"z":1,"a":[]}"#).unwrap(), r#"{"status":200,"payload":{"z":1,"a":[]}}"#);
+        assert_eq!(
+            check(r#"{"z":1,"a":[]}"#).unwrap(),
+            r#"{"status":200,"payload":{"z":1,"a":[]}}"#
+        );
         for wrong in ["{", "tru", "1 2", &format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX))] {
             assert_eq!(check(wrong).unwrap_err().code(), ErrorCode::BAD_GATEWAY);
         }

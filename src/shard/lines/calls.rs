@@ -116,7 +116,12 @@ impl Drop for Calls {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.change(&self.name, |line| {
-                if line.calls.listener.as_ref().is_some_and(|(listener, _)| *listener == self.listener) {
+                if line
+                    .calls
+                    .listener
+                    .as_ref()
+                    .is_some_and(|(listener, _)| *listener == self.listener)
+                {
                     line.calls.listener = None;
                 }
             });
@@ -240,7 +245,11 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let mut gone = Vec::new();
         self.lines.shared.change(self.name, |line| {
-            gone = line.calls.parked.extract_if(.., |parked| parked.taken.is_closed()).collect();
+            gone = line
+                .calls
+                .parked
+                .extract_if(.., |parked| parked.taken.is_closed())
+                .collect();
         });
         drop(gone);
     }

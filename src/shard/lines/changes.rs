@@ -8,16 +8,14 @@ use tokio::sync::Notify;
 use super::{Lines, Shared};
 use crate::hub::{IdentityName, TwinChanged};
 
-/// Changes that wait for a session which is slow to take them; then it is told to read the whole section instead.
+/// Changes that wait for a session which is slow to take them; then only the newest is kept, whose twin has them all.
 const CHANGES_MAX: usize = 16;
 
 /// What happened to the desired properties since the last look.
 #[derive(Debug, Default)]
 pub struct News {
-    /// In the order of their versions.
+    /// In the order of their versions; where some were left out, the next one's twin has them.
     pub changes: VecDeque<TwinChanged>,
-    /// Changes before these were left out: read the twin.
-    pub has_gap: bool,
     /// Another session observes in this one's place.
     pub is_replaced: bool,
 }
@@ -37,7 +35,6 @@ impl Mailbox {
         let mut news = self.news();
         if news.changes.len() == CHANGES_MAX {
             news.changes.clear();
-            news.has_gap = true;
         }
         news.changes.push_back(changed);
         drop(news);
@@ -63,7 +60,7 @@ impl Changes {
     pub async fn next(&self) -> News {
         loop {
             let news = std::mem::take(&mut *self.mailbox.news());
-            if !news.changes.is_empty() || news.has_gap || news.is_replaced {
+            if !news.changes.is_empty() || news.is_replaced {
                 return news;
             }
             self.mailbox.bell.notified().await;
@@ -75,7 +72,11 @@ impl Drop for Changes {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.change(&self.name, |line| {
-                if line.changes.as_ref().is_some_and(|(listener, _)| *listener == self.listener) {
+                if line
+                    .changes
+                    .as_ref()
+                    .is_some_and(|(listener, _)| *listener == self.listener)
+                {
                     line.changes = None;
                 }
             });
@@ -108,6 +109,9 @@ impl Lines {
 
     /// Tells the session that observes, if there is one. Called in the order of versions; does not block.
     pub fn desired_changed(&self, changed: &TwinChanged) {
+        if !changed.changes_desired() {
+            return;
+        }
         let part = self.shared.part(&changed.identity);
         if let Some((_, mailbox)) = part.get(&changed.identity).and_then(|line| line.changes.as_ref()) {
             mailbox.push(changed.clone());

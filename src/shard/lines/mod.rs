@@ -11,8 +11,8 @@
 //! earlier one is told to end. Doors of all protocols use the same three.
 //!
 //! Invariants: calls of one identity at a time, waiting ones included, are at most `CALLS_PER_TARGET_MAX`; waiting ones
-//! of all at most `PARKED_MAX`. A change of the desired properties is never lost on a listener: where its queue is full,
-//! it is told to read the whole section.
+//! of all at most `PARKED_MAX`. A change of the desired properties is never lost on a listener: where its mailbox is
+//! full, what it is told of next shows the gap by its version and has the whole section.
 
 mod calls;
 mod changes;

@@ -44,7 +44,11 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.change(&self.name, |line| {
-                if line.waiting.as_ref().is_some_and(|(listener, _)| *listener == self.listener) {
+                if line
+                    .waiting
+                    .as_ref()
+                    .is_some_and(|(listener, _)| *listener == self.listener)
+                {
                     line.waiting = None;
                 }
             });
