@@ -135,7 +135,11 @@ pub(super) fn apply<T: Transaction>(
 /// When something else was put there: the prefix belongs to `append` alone.
 pub fn appended(value: Option<&[u8]>) -> u64 {
     value.map_or(0, |bytes| {
-        u64::from_be_bytes(bytes.try_into().expect("only append writes the number under its prefix"))
+        u64::from_be_bytes(
+            bytes
+                .try_into()
+                .expect("only append writes the number under its prefix"),
+        )
     })
 }
 

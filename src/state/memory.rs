@@ -74,6 +74,11 @@ impl MemoryState {
         self.lock().failures.push_back(failure);
     }
 
+    /// Takes back what `fail_next` asked for.
+    pub fn recover(&self) {
+        self.lock().failures.clear();
+    }
+
     fn commit_now(&self, batch: &WriteBatch, done: Done) {
         let answer = {
             let mut inner = self.lock();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Twins};
+use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Twins};
 use crate::log::DiskStorage;
 use crate::shard::router::Router;
 
@@ -61,6 +61,7 @@ pub struct Rest {
     pub twins: Twins,
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
+    pub live: Live,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
