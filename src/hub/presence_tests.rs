@@ -75,6 +75,8 @@ struct Life {
     seen: Seen,
     /// When something of it was last recorded.
     recorded: Option<i64>,
+    /// The same, or earlier: batches that were held back were decided at some time before.
+    recorded_after: Option<i64>,
     is_recorded_connected: bool,
 }
 
@@ -86,7 +88,7 @@ struct World {
     now: i64,
     lives: Vec<Life>,
     sessions: Vec<(usize, Generation, Connection)>,
-    is_holding: bool,
+    held_from: Option<i64>,
     /// After a failure batches are tried again by then.
     calm_from: i64,
     told: usize,
@@ -112,7 +114,7 @@ impl World {
             now,
             lives: Vec::new(),
             sessions: Vec::new(),
-            is_holding: false,
+            held_from: None,
             calm_from: now,
             told: 0,
         };
@@ -133,6 +135,7 @@ impl World {
             generation: made.identity.generation_id,
             seen: Seen::default(),
             recorded: None,
+            recorded_after: None,
             is_recorded_connected: false,
         }
     }
@@ -165,12 +168,12 @@ impl World {
             }),
             Step::Hold => {
                 self.state.hold(2);
-                self.is_holding = true;
+                self.held_from.get_or_insert(self.now);
             }
             Step::Release => self.release(),
             Step::Crash => {
                 self.state.crash();
-                self.is_holding = false;
+                self.held_from = None;
                 self.restart();
             }
             Step::Stop => {
@@ -186,7 +189,7 @@ impl World {
                     self.presence.flush(PARTITION, UtcMillis(self.now), true, |_| {});
                 }
                 assert_eq!(self.presence.held(PARTITION), 0, "a stop leaves nothing behind");
-                self.note();
+                self.note(self.now, false);
                 let events = self.events().len();
                 self.restart();
                 assert_eq!(self.events().len(), events, "nothing is left to a start after a stop");
@@ -245,8 +248,8 @@ impl World {
         if *has_failed.lock().unwrap() {
             self.calm_from = self.now + RETRY_AFTER_MS;
         }
-        self.note();
-        if self.is_holding || self.now < self.calm_from {
+        self.note(self.now, true);
+        if self.held_from.is_some() || self.now < self.calm_from {
             return;
         }
         for (device, life) in self.lives.iter().enumerate() {
@@ -262,14 +265,16 @@ impl World {
 
     fn release(&mut self) {
         self.state.release_all();
-        if std::mem::take(&mut self.is_holding) {
+        let from = self.held_from.take();
+        if from.is_some() {
             self.calm_from = self.now + RETRY_AFTER_MS;
         }
-        self.note();
+        self.note(from.unwrap_or(self.now), true);
     }
 
-    /// Looks at events that are new: they alternate, and leave a window between them.
-    fn note(&mut self) {
+    /// Looks at events that are new, decided `after` some time: they alternate and, but for the ends and starts of the
+    /// hub, leave a window between them.
+    fn note(&mut self, after: i64, is_sampled: bool) {
         let events = self.events();
         for event in &events[self.told..] {
             let device = (0..DEVICES).find(|device| name(*device) == event.identity).unwrap();
@@ -280,14 +285,21 @@ impl World {
                 "d{device}: no state is told twice"
             );
             life.is_recorded_connected = is_connected;
-            life.recorded = Some(self.now);
+            let is_early = life
+                .recorded_after
+                .is_some_and(|earlier| self.now - earlier < WINDOW_MS);
+            assert!(
+                !is_sampled || !is_early,
+                "d{device}: flips within a window are not told one by one"
+            );
+            (life.recorded, life.recorded_after) = (Some(self.now), Some(after));
         }
         self.told = events.len();
     }
 
     fn restart(&mut self) {
         // What was on its way when it crashed may have been written.
-        self.note();
+        self.note(self.now, false);
         self.sessions.clear();
         self.now += 1;
         let stored: Vec<bool> = self.lives.iter().map(|life| life.is_recorded_connected).collect();
@@ -298,7 +310,7 @@ impl World {
             stored.iter().filter(|is_connected| **is_connected).count(),
             "a start disconnects whom the store has as connected, and nobody else"
         );
-        self.note();
+        self.note(self.now, false);
         self.calm_from = self.now;
         for (device, life) in self.lives.iter_mut().enumerate() {
             // Flips that were not stored are forgotten with the crash; what is shown is what the store knows.
@@ -441,4 +453,42 @@ fn the_last_activity_is_stored_now_and_then() {
     let seen = world.presence.look(&name(0), world.lives[0].generation).unwrap();
     assert_eq!(seen.activity, Some(UtcMillis(touched)), "a minute old at most");
     assert_eq!(world.device_events(0).len(), 2, "activity is no event");
+}
+
+/// A device whose session just opened, before anything is stored of it.
+fn with_a_connected_device() -> World {
+    let mut world = World::new();
+    world.open(0);
+    world
+}
+
+#[test]
+fn a_deletion_ahead_in_the_queue_leaves_no_presence_behind() {
+    let world = with_a_connected_device();
+    world.state.hold(8);
+    world
+        .registry
+        .delete_device(&name(0).device, IfMatch::Any, |deleted| drop(deleted.unwrap()));
+    world.presence.flush(PARTITION, UtcMillis(world.now), false, |stored| {
+        assert_eq!(stored.unwrap(), 1)
+    });
+    world.state.release_all();
+    assert!(world.events().is_empty(), "nothing was told of it before");
+    let (_, key) = world.registry.identity_key(&name(0));
+    assert_eq!(world.state.get(Table::Presence, &key).unwrap(), None);
+}
+
+#[test]
+fn a_connection_ahead_of_a_deletion_in_the_queue_is_ended_by_it() {
+    let world = with_a_connected_device();
+    world.state.hold(8);
+    world.presence.flush(PARTITION, UtcMillis(world.now), false, |stored| {
+        assert_eq!(stored.unwrap(), 1)
+    });
+    world
+        .registry
+        .delete_device(&name(0).device, IfMatch::Any, |deleted| drop(deleted.unwrap()));
+    world.state.release_all();
+    let told: Vec<Operation> = world.events().iter().map(|event| event.operation).collect();
+    assert_eq!(told, [Operation::Connect, Operation::Disconnect]);
 }
