@@ -492,3 +492,33 @@ fn a_connection_ahead_of_a_deletion_in_the_queue_is_ended_by_it() {
     let told: Vec<Operation> = world.events().iter().map(|event| event.operation).collect();
     assert_eq!(told, [Operation::Connect, Operation::Disconnect]);
 }
+
+/// A batch that is decided again goes behind those that were queued meanwhile: a second write of the same identity would
+/// overtake the first, and the first would have the last word.
+#[test]
+fn a_write_that_is_decided_again_is_not_overtaken_by_the_next_state() {
+    let mut world = with_a_connected_device();
+    let flush = |world: &World| world.presence.flush(PARTITION, UtcMillis(world.now), false, |_| {});
+    world.state.hold(8);
+    let changed = DeviceIdentity::new(name(0).device);
+    let done = |changed: Result<_, _>| drop(changed.unwrap());
+    world
+        .registry
+        .update_device(changed, IfMatch::Any, UtcMillis(world.now), done);
+    flush(&world);
+    assert_eq!(
+        world.state.release(1),
+        1,
+        "the update, which the connection does not know of"
+    );
+    world.now += 1;
+    world.close(0);
+    flush(&world);
+    world.state.release(1);
+    world.state.release_all();
+    world.now += WINDOW_MS;
+    flush(&world);
+    let told: Vec<Operation> = world.events().iter().map(|event| event.operation).collect();
+    assert_eq!(told, [Operation::Connect, Operation::Disconnect]);
+    assert_eq!(world.presence.held(PARTITION), 0);
+}
