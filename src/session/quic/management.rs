@@ -9,6 +9,7 @@
 //! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
 //! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
+//! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `event.list` | `{"partition", "after"?, "limit"?}` | ServiceConnect | `{"events": [...], "last"}`: the hub's own events behind a sequence number, and the number of the newest |
@@ -27,6 +28,7 @@ use tokio::sync::oneshot;
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::events::{Event, EventError};
+use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
 use crate::hub::policy::Permissions;
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, PartitionId, SystemKey};
@@ -77,6 +79,15 @@ impl From<OutboxError> for Refused {
     }
 }
 
+impl From<MethodError> for Refused {
+    fn from(error: MethodError) -> Self {
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 fn invalid(reason: impl std::fmt::Display) -> Refused {
     Refused {
         code: ErrorCode::ARGUMENT_INVALID,
@@ -109,6 +120,24 @@ impl QueueName {
                 .transpose()
                 .map_err(invalid)?,
         })
+    }
+}
+
+/// Whom a method is for; members of the method are passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Target {
+    device_id: String,
+    module_id: Option<String>,
+}
+
+impl Target {
+    fn read(self) -> Result<IdentityName, Refused> {
+        QueueName {
+            device_id: self.device_id,
+            module_id: self.module_id,
+        }
+        .read()
     }
 }
 
@@ -208,9 +237,8 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     let permission = match request.operation.as_str() {
         "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "c2d.send" | "c2d.purge" | "event.list" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
-            Permissions::SERVICE_CONNECT
-        }
+        "c2d.send" | "c2d.purge" | "method.invoke" | "event.list" | "group.create" | "group.delete" | "group.list"
+        | "hub.get" => Permissions::SERVICE_CONNECT,
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
     };
     if !identity.permissions.allow(permission) {
@@ -291,6 +319,14 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 .read(partition, page.after, page.limit.unwrap_or(EVENTS_MAX).min(EVENTS_MAX))?;
             let events: Vec<_> = events.iter().map(Event::to_json).collect();
             Ok(json(&serde_json::json!({ "events": events, "last": last })))
+        }
+        "method.invoke" => {
+            // The request's own members are passed over here and the identity's there.
+            let name = parse::<Target>(&request.json)?.read()?;
+            let method = parse::<MethodRequest>(&request.json)?.check()?;
+            method::find(&door.registry, &name)?;
+            let answer = door.lines.invoke(&name, method).await?;
+            Ok(json(&MethodResponse::from(answer)))
         }
         "group.create" => {
             let group = group(&request.json)?;
