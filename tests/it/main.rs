@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod devices;
+mod events;
 mod hostile;
 mod http;
 mod hub;
