@@ -10,6 +10,7 @@ pub enum Route {
     DeviceDelete,
     DeviceList,
     DeviceBulk,
+    DeviceQuery,
     KeysRegenerate,
     ModuleGet,
     ModulePut,
@@ -33,7 +34,7 @@ pub enum Route {
 }
 
 impl Route {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::DeviceEvents,
         Self::DeviceFiles,
         Self::DeviceGet,
@@ -41,6 +42,7 @@ impl Route {
         Self::DeviceDelete,
         Self::DeviceList,
         Self::DeviceBulk,
+        Self::DeviceQuery,
         Self::KeysRegenerate,
         Self::ModuleGet,
         Self::ModulePut,
@@ -70,6 +72,7 @@ impl Route {
             Self::DeviceDelete => "device_delete",
             Self::DeviceList => "device_list",
             Self::DeviceBulk => "device_bulk",
+            Self::DeviceQuery => "device_query",
             Self::KeysRegenerate => "keys_regenerate",
             Self::ModuleGet => "module_get",
             Self::ModulePut => "module_put",

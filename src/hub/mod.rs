@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod authority;
+pub mod bulk;
 pub mod code;
 pub mod config;
 pub mod connection_string;
@@ -26,6 +27,7 @@ mod json;
 pub mod meta;
 pub mod outbox;
 pub mod policy;
+pub mod query;
 pub mod registry;
 pub mod sas;
 pub mod twin;

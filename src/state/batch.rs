@@ -24,6 +24,7 @@ pub(super) enum Write {
     Put(Table, Vec<u8>, Vec<u8>),
     Delete(Table, Vec<u8>),
     DeletePrefix(Table, Vec<u8>),
+    Add(Table, Vec<u8>, i64),
 }
 
 /// Preconditions and writes, applied in the order they were added.
@@ -65,6 +66,14 @@ impl WriteBatch {
         self
     }
 
+    /// Adds to a counter, which begins at 0. Unlike a value that is read and put, it needs no precondition: batches that
+    /// count the same do not get in each other's way.
+    #[must_use]
+    pub fn add(mut self, table: Table, key: impl Into<Vec<u8>>, delta: i64) -> Self {
+        self.writes.push(Write::Add(table, key.into(), delta));
+        self
+    }
+
     /// Whether it would change nothing.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
@@ -77,6 +86,7 @@ impl WriteBatch {
             .map(|write| match write {
                 Write::Put(_, key, value) => key.len() + value.len(),
                 Write::Delete(_, key) | Write::DeletePrefix(_, key) => key.len(),
+                Write::Add(_, key, _) => key.len() + COUNTER_BYTES,
             })
             .sum()
     }
@@ -86,6 +96,7 @@ impl WriteBatch {
 pub(super) trait Transaction {
     type Error;
     fn holds(&mut self, table: Table, key: &[u8], expected: &Expected) -> Result<bool, Self::Error>;
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Self::Error>;
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Self::Error>;
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), Self::Error>;
     fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), Self::Error>;
@@ -107,9 +118,26 @@ pub(super) fn apply<T: Transaction>(
             Write::Put(table, key, value) => transaction.put(*table, key, value)?,
             Write::Delete(table, key) => transaction.delete(*table, key)?,
             Write::DeletePrefix(table, prefix) => transaction.delete_prefix(*table, prefix)?,
+            Write::Add(table, key, delta) => {
+                let count = transaction.get(*table, key)?;
+                let count = counter(count.as_deref()).saturating_add(*delta);
+                transaction.put(*table, key, &count.to_be_bytes())?;
+            }
         }
     }
     Ok(Ok(()))
+}
+
+const COUNTER_BYTES: usize = size_of::<i64>();
+
+/// What [`WriteBatch::add`] has counted up to, from what stands under its key; 0 where nothing does.
+///
+/// # Panics
+/// When something else was put there: the key belongs to `add` alone.
+pub fn counter(value: Option<&[u8]>) -> i64 {
+    value.map_or(0, |bytes| {
+        i64::from_be_bytes(bytes.try_into().expect("only add writes under a counter's key"))
+    })
 }
 
 /// From where to where an ordered map is walked.
@@ -144,6 +172,20 @@ impl super::Scan<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_counts_what_took_effect_and_nothing_else() {
+        use crate::state::{MemoryState, State};
+        let state: std::sync::Arc<dyn State> = MemoryState::new();
+        let add = |delta| WriteBatch::new().add(Table::Meta, "n", delta);
+        let count = || counter(state.get(Table::Meta, b"n").unwrap().as_deref());
+        assert_eq!(count(), 0);
+        state.commit_blocking(add(5).add(Table::Meta, "n", -2)).unwrap();
+        let refused = add(100).expect(Table::Meta, "absent", Expected::Present);
+        assert!(state.commit_blocking(refused).is_err());
+        state.commit_blocking(add(-4)).unwrap();
+        assert_eq!(count(), -1);
+    }
 
     #[test]
     fn prefix_end_carries_over_full_bytes() {
