@@ -283,7 +283,9 @@ impl Server {
             cell: metrics.shard(0),
             metrics: metrics.clone(),
         };
+        let twins = Twins::new(state.clone(), registry.clone());
         let parts = HubParts {
+            twins: twins.clone(),
             authenticator: authenticator.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
@@ -316,7 +318,7 @@ impl Server {
         let rest = Rest {
             authenticator,
             registry: registry.clone(),
-            twins: Twins::new(state.clone(), registry.clone()),
+            twins,
             outboxes: outboxes.clone(),
             feedbacks: feedbacks.clone(),
             router: router.clone(),

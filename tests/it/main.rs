@@ -8,4 +8,5 @@ mod hub;
 mod kill9;
 mod network;
 mod peers;
+mod registry;
 mod sessions;

@@ -20,6 +20,7 @@ mod management;
 pub mod observer;
 pub mod readers;
 mod service;
+mod transfer;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {
