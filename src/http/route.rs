@@ -21,6 +21,7 @@ pub enum Route {
     TwinGet,
     TwinPatch,
     TwinPut,
+    MethodInvoke,
     CommandReceive,
     /// Complete or reject.
     CommandSettle,
@@ -34,7 +35,7 @@ pub enum Route {
 }
 
 impl Route {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::DeviceEvents,
         Self::DeviceFiles,
         Self::DeviceGet,
@@ -53,6 +54,7 @@ impl Route {
         Self::TwinGet,
         Self::TwinPatch,
         Self::TwinPut,
+        Self::MethodInvoke,
         Self::CommandReceive,
         Self::CommandSettle,
         Self::CommandAbandon,
@@ -83,6 +85,7 @@ impl Route {
             Self::TwinGet => "twin_get",
             Self::TwinPatch => "twin_patch",
             Self::TwinPut => "twin_put",
+            Self::MethodInvoke => "method_invoke",
             Self::CommandReceive => "command_receive",
             Self::CommandSettle => "command_settle",
             Self::CommandAbandon => "command_abandon",

@@ -43,6 +43,7 @@ use crate::shard::actor::{End, Poll, ShardActor, Stop};
 use crate::shard::filter::DuplicateFilter;
 use crate::shard::inbox::Inbox;
 use crate::shard::keeper::Keeper;
+use crate::shard::lines::Lines;
 use crate::shard::recovery;
 use crate::shard::router::{Partition, Router, shard_of};
 use crate::shard::shard::Shard;
@@ -223,6 +224,12 @@ impl Server {
         let queues = queue_settings(config);
         let outboxes = Outboxes::new(state.clone(), entropy.clone(), queues.clone(), partition_count);
         let feedbacks = Feedbacks::new(state.clone(), entropy.clone(), queues);
+        let twins = Twins::new(state.clone(), registry.clone());
+        let lines = Lines::default();
+        let told = lines.clone();
+        twins.observe(Box::new(move |changed| told.desired_changed(changed)));
+        let told = lines.clone();
+        outboxes.observe(Box::new(move |name| told.message_waits(name)));
         let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
 
         for partition in &recovered {
@@ -283,13 +290,13 @@ impl Server {
             cell: metrics.shard(0),
             metrics: metrics.clone(),
         };
-        let twins = Twins::new(state.clone(), registry.clone());
         let parts = HubParts {
-            twins: twins.clone(),
             authenticator: authenticator.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
             outboxes: outboxes.clone(),
+            twins: twins.clone(),
+            lines: lines.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
         let door = Door::new(
@@ -321,6 +328,7 @@ impl Server {
             twins,
             outboxes: outboxes.clone(),
             feedbacks: feedbacks.clone(),
+            lines,
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),

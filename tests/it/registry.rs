@@ -141,7 +141,7 @@ fn count(door: &Door) -> u64 {
 /// the same.
 #[test]
 fn an_import_broken_off_by_kill9_is_finished_by_the_same_command() {
-    const LINES: usize = 12_000;
+    const LINES: usize = 6_000;
     let mut hub = Hub::start(&[]);
     let file = hub.data().with_file_name("devices.txt");
     write_lines(&file, (0..LINES).map(line));
@@ -165,7 +165,7 @@ fn an_import_broken_off_by_kill9_is_finished_by_the_same_command() {
         .json();
     assert_eq!(
         statistics,
-        json!({ "totalDeviceCount": 12_000, "enabledDeviceCount": 10_800, "disabledDeviceCount": 1_200 })
+        json!({ "totalDeviceCount": 6_000, "enabledDeviceCount": 5_400, "disabledDeviceCount": 600 })
     );
     let exported = hub.data().with_file_name("exported.txt");
     hub.run(&["device", "export", exported.to_str().unwrap()])

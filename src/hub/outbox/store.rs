@@ -1,6 +1,6 @@
 //! The queues of all devices and modules, over the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,9 +109,14 @@ pub struct Wish {
     message_id: Option<String>,
 }
 
+/// Told when a message of an identity became available: queued, abandoned or given back. On the store's writer thread, so
+/// it must be short and must not block. Locks that run out and are nobody's any more are not told of.
+pub type Observer = Box<dyn Fn(&IdentityName) + Send + Sync>;
+
 /// The outboxes. Cloning shares them.
 #[derive(Clone)]
 pub struct Outboxes {
+    observer: Arc<OnceLock<Observer>>,
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
     settings: QueueSettings,
@@ -128,10 +133,31 @@ impl Outboxes {
     ) -> Self {
         assert_eq!(settings.check(), Ok(()), "settings are checked where they are read");
         Self {
+            observer: Arc::default(),
             state,
             entropy,
             settings,
             partition_count,
+        }
+    }
+
+    /// Sets who hears of available messages; once, before the first.
+    pub fn observe(&self, observer: Observer) {
+        assert!(self.observer.set(observer).is_ok(), "there is one observer");
+    }
+
+    /// `done`, after the observer was told.
+    fn telling<T>(
+        &self,
+        name: &IdentityName,
+        done: impl FnOnce(Result<T, OutboxError>) + Send + 'static,
+    ) -> impl FnOnce(Result<T, OutboxError>) + Send + 'static {
+        let (observer, name) = (self.observer.clone(), name.clone());
+        move |result| {
+            if let (Some(observer), Ok(_)) = (observer.get(), &result) {
+                observer(&name);
+            }
+            done(result);
         }
     }
 
@@ -148,17 +174,17 @@ impl Outboxes {
             Err(error) => return done(Err(error.into())),
         };
         let bytes = message::encode(message, now);
-        let (outboxes, name) = (self.clone(), name.clone());
+        let (outboxes, queue) = (self.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             // Unchanged until the commit: a message must not be left to a later device of the same name.
-            let (generation, unchanged) = outboxes.identity(state, &name)?;
-            let mut open = match outboxes.open(state, &name)? {
+            let (generation, unchanged) = outboxes.identity(state, &queue)?;
+            let mut open = match outboxes.open(state, &queue)? {
                 Some(open) => open,
                 None => Open {
-                    key: outboxes.key(&name),
+                    key: outboxes.key(&queue),
                     raw: None,
                     stored: Stored {
-                        device: name.device.clone(),
+                        device: queue.device.clone(),
                         generation,
                         queue: Queue::default(),
                     },
@@ -181,7 +207,7 @@ impl Outboxes {
             let expires = accepted.expires;
             Ok((batch, Enqueued { sequence, expires }))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
     }
 
     /// Locks the oldest messages that wait, at most `count_max`. Costs no write when none waits.
@@ -234,15 +260,20 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<(), OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, name) = (self.clone(), name.clone());
+        let (outboxes, queue) = (self.clone(), name.clone());
         let attempt = move |state: &dyn State| {
-            let mut open = outboxes.open(state, &name)?.ok_or(LockLost)?;
+            let mut open = outboxes.open(state, &queue)?.ok_or(LockLost)?;
             let delivery_count_max = outboxes.settings.delivery_count_max;
             open.stored.queue.settle(token, settlement, now, delivery_count_max)?;
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), ()))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        match settlement {
+            Settlement::Complete | Settlement::Reject => decide(&self.state, Box::new(attempt), Box::new(done)),
+            Settlement::Abandon | Settlement::Release => {
+                decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
+            }
+        }
     }
 
     /// A connection was lost: gives back what it held, so that the next one need not wait for the locks to run out.
@@ -254,9 +285,9 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<usize, OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, name) = (self.clone(), name.clone());
+        let (outboxes, queue) = (self.clone(), name.clone());
         let attempt = move |state: &dyn State| {
-            let Some(mut open) = outboxes.open(state, &name)? else {
+            let Some(mut open) = outboxes.open(state, &queue)? else {
                 return Ok((WriteBatch::new(), 0));
             };
             let mut released = 0;
@@ -268,7 +299,7 @@ impl Outboxes {
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), released))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
     }
 
     /// Removes all messages of a queue, locked ones too; how many there were.

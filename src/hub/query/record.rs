@@ -80,7 +80,7 @@ fn member<'v>(members: &'v Members, names: &[&str]) -> Option<Datum<'v>> {
     walk(members.get(*first)?, rest.iter()).map(Datum::from)
 }
 
-fn walk<'v>(mut value: &'v Value, names: impl Iterator<Item = impl AsRef<str>>) -> Option<&'v Value> {
+fn walk(mut value: &Value, names: impl Iterator<Item = impl AsRef<str>>) -> Option<&Value> {
     for name in names {
         value = value.as_object()?.get(name.as_ref())?;
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
@@ -91,6 +91,13 @@ pub struct TwinChanged {
 }
 
 impl TwinChanged {
+    pub fn changes_desired(&self) -> bool {
+        match &*self.change {
+            TwinChange::Patched(update) | TwinChange::Replaced(update) => update.desired.is_some(),
+            TwinChange::Reported(_) => false,
+        }
+    }
+
     /// What a device that observes its desired properties is told, `$version` included; `None` if they did not change.
     /// In the order of versions if sent in the order of answers.
     pub fn desired_notification(&self) -> Option<Members> {
@@ -120,7 +127,12 @@ struct Shared {
     state: Arc<dyn State>,
     registry: Registry,
     lanes: Mutex<Lanes>,
+    observer: OnceLock<Observer>,
 }
+
+/// Told of every change once it is durable, for each twin in the order of its versions and before the change is answered;
+/// on the store's writer thread, so it must be short and must not block.
+pub type Observer = Box<dyn Fn(&TwinChanged) + Send + Sync>;
 
 type Done = Box<dyn FnOnce(Result<TwinChanged, TwinError>) + Send>;
 
@@ -146,8 +158,18 @@ impl Twins {
     pub fn new(state: Arc<dyn State>, registry: Registry) -> Self {
         let lanes = Mutex::default();
         Self {
-            shared: Arc::new(Shared { state, registry, lanes }),
+            shared: Arc::new(Shared {
+                state,
+                registry,
+                lanes,
+                observer: OnceLock::new(),
+            }),
         }
+    }
+
+    /// Sets who hears of changes; once, before the first.
+    pub fn observe(&self, observer: Observer) {
+        assert!(self.shared.observer.set(observer).is_ok(), "there is one observer");
     }
 
     /// The durable twin of an identity.
@@ -403,7 +425,12 @@ fn run(shared: Arc<Shared>, name: IdentityName, mut writes: Vec<Write>) {
 }
 
 /// Decides a group of writes of one twin and answers them in order, then calls `answered`.
-fn decide_group(shared: &Shared, name: &IdentityName, writes: Vec<Write>, answered: impl FnOnce() + Send + 'static) {
+fn decide_group(
+    shared: &Arc<Shared>,
+    name: &IdentityName,
+    writes: Vec<Write>,
+    answered: impl FnOnce() + Send + 'static,
+) {
     let mut decisions = Vec::with_capacity(writes.len());
     let mut waiting = Vec::with_capacity(writes.len());
     for write in writes {
@@ -446,12 +473,16 @@ fn decide_group(shared: &Shared, name: &IdentityName, writes: Vec<Write>, answer
             .put(Table::Twins, key.clone(), encode(&*twin));
         Ok((batch, outcomes))
     };
+    let told = Arc::clone(shared);
     let answer = move |decided: Result<Outcomes, Unwritten>| {
         let outcomes = match decided {
             Ok(outcomes) | Err(Unwritten::Refused(outcomes)) => outcomes,
             Err(Unwritten::All(error)) => vec![Err(error); waiting.len()],
         };
         for (done, outcome) in waiting.into_iter().zip(outcomes) {
+            if let (Some(observer), Ok(changed)) = (told.observer.get(), &outcome) {
+                observer(changed);
+            }
             done(outcome);
         }
         // Only now, so that the answers of the next group cannot overtake these.

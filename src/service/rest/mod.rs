@@ -1,4 +1,5 @@
-//! The service routes over HTTPS: the identity registry and its statistics, twins, and what became of messages to devices.
+//! The service routes over HTTPS: the identity registry and its statistics, twins, direct methods, and what became of
+//! messages to devices.
 //!
 //! | route | permission |
 //! | --- | --- |
@@ -12,6 +13,7 @@
 mod bulk;
 mod identity;
 mod messages;
+mod method;
 mod query;
 mod twin;
 
@@ -21,6 +23,7 @@ use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Twins};
 use crate::log::DiskStorage;
+use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 
 // IoT Hub, HTTPS section 5.
@@ -46,6 +49,9 @@ const ROUTES: &[Entry] = &[
     ("GET", "/twins/{}/modules/{}", Route::TwinGet),
     ("PATCH", "/twins/{}/modules/{}", Route::TwinPatch),
     ("PUT", "/twins/{}/modules/{}", Route::TwinPut),
+    // Section 8.
+    ("POST", "/twins/{}/methods", Route::MethodInvoke),
+    ("POST", "/twins/{}/modules/{}/methods", Route::MethodInvoke),
     // Section 9.
     ("DELETE", "/devices/{}/commands", Route::CommandPurge),
     ("GET", "/messages/servicebound/feedback", Route::FeedbackReceive),
@@ -64,6 +70,7 @@ pub struct Rest {
     pub twins: Twins,
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
+    pub lines: Lines,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -99,6 +106,7 @@ impl Rest {
             Route::TwinGet => self.twin_get(&call),
             Route::TwinPatch => self.twin_change(call, twin::Way::Patch).await,
             Route::TwinPut => self.twin_change(call, twin::Way::Replace).await,
+            Route::MethodInvoke => self.invoke(call).await,
             Route::CommandPurge => self.purge(&call).await,
             Route::FeedbackReceive => self.feedback_receive(&call).await,
             Route::FeedbackComplete => self.feedback_settle(&call, Settlement::Complete).await,
@@ -143,6 +151,7 @@ fn permission(route: Route) -> Permissions {
         | Route::TwinGet
         | Route::TwinPatch
         | Route::TwinPut
+        | Route::MethodInvoke
         | Route::CommandPurge
         | Route::FeedbackReceive
         | Route::FeedbackComplete

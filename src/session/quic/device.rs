@@ -15,6 +15,7 @@ use super::config::BATCH_COUNT_MAX;
 use super::door::{Closing, Door};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
+use super::streams::{Acceptor, Target};
 use crate::hub::auth::Authenticated;
 use crate::hub::filter::DeviceKey;
 use crate::model::{DeviceId, Epoch, UtcMillis};
@@ -70,6 +71,12 @@ pub(super) async fn run(
     };
     // A change of the identity between the first look and the open would have found no session to end.
     let identity = door.authenticate_device(connection, &device, &hello)?;
+    let target = Target {
+        door: door.clone(),
+        name: identity.identity.clone(),
+        generation: identity.generation,
+    };
+    let _streams = Acceptor::start(connection, target);
     let limits = BatchLimits {
         message_bytes_max: door.config.message_bytes_max as usize,
         count_max: BATCH_COUNT_MAX,

@@ -28,6 +28,7 @@ use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
 use crate::shard::Durability;
+use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 use crate::wire::close::CloseCode;
 use crate::wire::control::{CONTROL_BYTES_MAX, Control, Hello, Role};
@@ -52,6 +53,11 @@ impl Closing {
         }
     }
 
+    /// Whether there is nobody to tell.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
     pub fn gone() -> Self {
         Self {
             code: CloseCode::Normal,
@@ -69,6 +75,7 @@ pub struct HubParts {
     pub groups: Groups,
     pub outboxes: Outboxes,
     pub twins: Twins,
+    pub lines: Lines,
     /// The name that tokens are made for.
     pub host_name: String,
 }
@@ -82,6 +89,7 @@ pub struct Door {
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
     pub(super) twins: Twins,
+    pub(super) lines: Lines,
     host_name: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
@@ -113,6 +121,7 @@ impl Door {
             groups: hub.groups,
             outboxes: hub.outboxes,
             twins: hub.twins,
+            lines: hub.lines,
             host_name: hub.host_name,
             clock,
             durability,
@@ -221,6 +230,9 @@ fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<
         .map_or_else(Vec::new, |chain| *chain)
 }
 
+/// Telemetry and one stream for each of messages, twin and methods, with room for their successors.
+const DEVICE_STREAMS_MAX: u32 = 8;
+
 /// The transport limits of one connection, before a service is recognised.
 pub fn transport(config: &Config) -> TransportConfig {
     let mut transport = TransportConfig::default();
@@ -235,7 +247,7 @@ pub fn transport(config: &Config) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(config.stream_window_bytes))
         .receive_window(VarInt::from_u32(config.connection_window_bytes))
         .send_window(u64::from(config.send_window_bytes))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_bidi_streams(VarInt::from_u32(DEVICE_STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .crypto_buffer_size(8 * 1024)

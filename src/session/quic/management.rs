@@ -11,6 +11,7 @@
 //! | `device.export` | `{"after"?: {"deviceId", "moduleId"?}, "limit"?}` | RegistryWrite | `{"entries", "next"}` |
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
 //! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
+//! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 use super::door::Door;
 use super::transfer;
 use crate::hub::auth::ServiceAuthenticated;
+use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
 use crate::hub::policy::Permissions;
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, SystemKey};
@@ -59,6 +61,15 @@ impl From<GroupError> for Refused {
 
 impl From<OutboxError> for Refused {
     fn from(error: OutboxError) -> Self {
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl From<MethodError> for Refused {
+    fn from(error: MethodError) -> Self {
         Self {
             code: error.code(),
             reason: error.to_string(),
@@ -98,6 +109,24 @@ impl QueueName {
                 .transpose()
                 .map_err(invalid)?,
         })
+    }
+}
+
+/// Whom a method is for; members of the method are passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Target {
+    device_id: String,
+    module_id: Option<String>,
+}
+
+impl Target {
+    fn read(self) -> Result<IdentityName, Refused> {
+        QueueName {
+            device_id: self.device_id,
+            module_id: self.module_id,
+        }
+        .read()
     }
 }
 
@@ -191,7 +220,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             Permissions::REGISTRY_WRITE
         }
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "c2d.send" | "c2d.purge" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
+        "c2d.send" | "c2d.purge" | "method.invoke" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
             Permissions::SERVICE_CONNECT
         }
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
@@ -262,6 +291,14 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 "moduleId": name.module.as_ref().map(ModuleId::as_str),
                 "totalMessagesPurged": purged,
             })))
+        }
+        "method.invoke" => {
+            // The request's own members are passed over here and the identity's there.
+            let name = parse::<Target>(&request.json)?.read()?;
+            let method = parse::<MethodRequest>(&request.json)?.check()?;
+            method::find(&door.registry, &name)?;
+            let answer = door.lines.invoke(&name, method).await?;
+            Ok(json(&MethodResponse::from(answer)))
         }
         "group.create" => {
             let group = group(&request.json)?;
