@@ -100,10 +100,10 @@ fn line(n: usize) -> Value {
     let key = |which: char| format!("{which}AECAwQFBgcICQoLDA0ODw==");
     let mut line = json!({
         "id": format!("device-{n}"),
-        "status": if n % 10 == 0 { "disabled" } else { "enabled" },
+        "status": if n.is_multiple_of(10) { "disabled" } else { "enabled" },
         "authentication": { "type": "sas", "symmetricKey": { "primaryKey": key('A'), "secondaryKey": key('B') } },
     });
-    if n % 100 == 0 {
+    if n.is_multiple_of(100) {
         line["tags"] = json!({ "n": n });
         line["properties"] = json!({ "desired": { "interval": n } });
     }
