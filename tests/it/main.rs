@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod devices;
 mod hostile;
 mod http;
 mod hub;
@@ -10,3 +11,4 @@ mod network;
 mod peers;
 mod registry;
 mod sessions;
+mod streams;
