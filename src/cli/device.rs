@@ -1,12 +1,15 @@
-//! `forebay device`: creates, shows and changes device identities.
+//! `forebay device`: creates, shows and changes device identities, one at a time or by file.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::connect::{self, explain};
 use super::endpoints::HubArgs;
+use super::transfer;
 use crate::client::service::Service;
 use crate::hub::DeviceIdentity;
 use crate::hub::connection_string::ConnectionString;
@@ -51,6 +54,16 @@ pub enum DeviceCommand {
         #[arg(value_parser = device_id)]
         device: DeviceId,
     },
+    /// Create, change and delete devices and modules by file: one JSON object a line; run again what was broken off
+    Import {
+        /// Lines as exported, `importMode` in each (`create` without); refused lines go to FILE.errors
+        file: PathBuf,
+    },
+    /// Write all devices and modules with their keys and twins to a file, one JSON object a line
+    Export {
+        /// Replaced once the export is whole
+        file: PathBuf,
+    },
     /// Delete a device; its messages stay in the log
     Delete {
         /// Device id
@@ -88,18 +101,26 @@ impl DeviceArgs {
     async fn answer(self) -> anyhow::Result<()> {
         let target = self.hub.service()?;
         let endpoint = connect::endpoint(&target.ca_file)?;
-        let service = connect::service(&endpoint, &target).await?;
+        let service = Arc::new(connect::service(&endpoint, &target).await?);
         let printer = Printer {
             host_name: target.connection_string.host_name,
             json: self.json,
         };
-        let mut out = io::stdout().lock();
+        // Not locked: some commands print by themselves.
+        let mut out = io::stdout();
         match self.command {
             DeviceCommand::Create(args) => {
                 let wanted = serde_json::to_value(args.identity())?;
                 let created = connect::identity(&service, "device.create", &wanted).await?;
                 printer.created(&mut out, &created)?;
             }
+            DeviceCommand::Import { file } => {
+                let outcome = transfer::import(&service, &file, self.json).await;
+                service.close();
+                endpoint.wait_idle().await;
+                return outcome;
+            }
+            DeviceCommand::Export { file } => transfer::export(&service, &file, self.json).await?,
             DeviceCommand::List => list(&service, &printer, &mut out).await?,
             DeviceCommand::Show { device } => {
                 printer.shown(&mut out, &connect::get_device(&service, &device).await?)?;

@@ -17,6 +17,7 @@ pub mod send;
 pub mod serve;
 pub mod status;
 pub mod tail;
+mod transfer;
 
 use clap::{Parser, Subcommand};
 

@@ -10,6 +10,7 @@ pub enum Route {
     DeviceDelete,
     DeviceList,
     DeviceBulk,
+    DeviceQuery,
     KeysRegenerate,
     ModuleGet,
     ModulePut,
@@ -34,7 +35,7 @@ pub enum Route {
 }
 
 impl Route {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::DeviceEvents,
         Self::DeviceFiles,
         Self::DeviceGet,
@@ -42,6 +43,7 @@ impl Route {
         Self::DeviceDelete,
         Self::DeviceList,
         Self::DeviceBulk,
+        Self::DeviceQuery,
         Self::KeysRegenerate,
         Self::ModuleGet,
         Self::ModulePut,
@@ -72,6 +74,7 @@ impl Route {
             Self::DeviceDelete => "device_delete",
             Self::DeviceList => "device_list",
             Self::DeviceBulk => "device_bulk",
+            Self::DeviceQuery => "device_query",
             Self::KeysRegenerate => "keys_regenerate",
             Self::ModuleGet => "module_get",
             Self::ModulePut => "module_put",

@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod authority;
+pub mod bulk;
 pub mod code;
 pub mod config;
 pub mod connection_string;
@@ -29,6 +30,7 @@ pub mod method;
 pub mod outbox;
 pub mod policy;
 pub mod presence;
+pub mod query;
 pub mod registry;
 pub mod sas;
 pub mod twin;

@@ -9,6 +9,8 @@
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
+mod import;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,9 +25,10 @@ use super::identity::{
 use super::outbox;
 use super::policy::KeySlot;
 use super::presence;
-use super::twin::Twin;
+use super::twin::{InitialTwin, InvalidTwin, Twin};
 use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
-use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
+use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking, counter};
+pub use import::{Imported, NewDevice};
 
 /// IoT Hub, quotas: modules per device. Checked before the write, so that creations at the same instant may pass it by
 /// a few; it bounds storage, nothing is sized by it.
@@ -34,6 +37,9 @@ pub const MODULES_PER_DEVICE_MAX: usize = 50;
 pub const LIST_MAX: usize = 1000;
 /// Where the highest generation given out is kept.
 const GENERATION_KEY: &[u8] = b"generation";
+/// Where devices are counted, by status.
+const ENABLED_KEY: &[u8] = b"devices.enabled";
+const DISABLED_KEY: &[u8] = b"devices.disabled";
 /// More than batches can be under way at a crash: keeps new generations above those whose record came late.
 const GENERATION_MARGIN: u64 = 100_000;
 /// .NET ticks of 100 ns count from the year 1; this is 1970 in milliseconds.
@@ -83,6 +89,8 @@ pub enum RegistryError {
     NoKeys,
     #[error(transparent)]
     Invalid(#[from] InvalidIdentity),
+    #[error(transparent)]
+    InvalidTwin(#[from] InvalidTwin),
     /// `Busy` means try again; after `Failed` the outcome is unknown.
     #[error(transparent)]
     State(#[from] StateError),
@@ -98,6 +106,7 @@ impl RegistryError {
             Self::PreconditionFailed => ErrorCode::PRECONDITION_FAILED,
             Self::TooManyModules => ErrorCode::TOO_MANY_MODULES,
             Self::Invalid(_) | Self::NoKeys => ErrorCode::ARGUMENT_INVALID,
+            Self::InvalidTwin(invalid) => invalid.code(),
             Self::State(StateError::Busy) => ErrorCode::SERVER_BUSY,
             Self::State(StateError::Conflict { .. } | StateError::Failed(_) | StateError::Closed) => {
                 ErrorCode::SERVER_ERROR
@@ -154,6 +163,8 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Costs the same however many devices there are.
+    ///
     /// # Errors
     /// When the store cannot be read.
     pub fn open(state: Arc<dyn State>, entropy: Arc<dyn Entropy>, partition_count: u16) -> Result<Self, StateError> {
@@ -162,6 +173,7 @@ impl Registry {
             None => 0,
         };
         let generations = Arc::new(AtomicU64::new(highest));
+        count_uncounted(&state)?;
         Ok(Self {
             state,
             entropy,
@@ -236,17 +248,21 @@ impl Registry {
         now: UtcMillis,
         done: impl FnOnce(Result<Changed<DeviceIdentity>, RegistryError>) + Send + 'static,
     ) {
-        let mut device = wanted;
-        if let Err(error) = device.settle(&*self.entropy) {
-            return done(Err(error.into()));
-        }
-        device.generation_id = self.next_generation(now);
-        device.etag = new_etag(&*self.entropy);
-        device.status_updated_time = None;
-        device.last_activity_time = None;
-        device.connection_state_updated_time = None;
-        device.connection_state = Default::default();
-        device.cloud_to_device_message_count = 0;
+        self.create_device_with(wanted, InitialTwin::default(), now, done);
+    }
+
+    /// `create_device` with a twin that is more than the fresh one, in the same batch.
+    pub fn create_device_with(
+        &self,
+        wanted: DeviceIdentity,
+        twin: InitialTwin,
+        now: UtcMillis,
+        done: impl FnOnce(Result<Changed<DeviceIdentity>, RegistryError>) + Send + 'static,
+    ) {
+        let (device, twin) = match self.new_device(wanted, twin, now) {
+            Ok(new) => new,
+            Err(error) => return done(Err(error)),
+        };
         let key = self.device_key(&device.device_id);
         let (recorder, partition) = (self.recorder.clone(), self.partition(&device.device_id));
         let attempt = move |state: &dyn State| {
@@ -256,12 +272,35 @@ impl Registry {
             let batch = WriteBatch::new()
                 .expect(Table::Devices, key.clone(), Expected::Absent)
                 .put(Table::Devices, key.clone(), encode(&device))
+                .add(Table::Meta, count_key(device.status), 1)
                 .put(Table::Meta, GENERATION_KEY, encode(&device.generation_id.0));
+            let batch = put_twin(batch, &key, twin.as_ref());
             let changed = device_changed(device.clone(), ChangeKind::Created);
-            let (batch, tally) = created(&recorder, partition, &changed.change.identity, now, batch);
+            let name = &changed.change.identity;
+            let (batch, tally) = created(&recorder, partition, name, twin.as_ref(), now, batch);
             Ok((batch, (tally, changed)))
         };
         decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
+    }
+
+    /// A device as it will be stored, and its twin if that is not the fresh one.
+    fn new_device(
+        &self,
+        wanted: DeviceIdentity,
+        twin: InitialTwin,
+        now: UtcMillis,
+    ) -> Result<(DeviceIdentity, Option<Twin>), RegistryError> {
+        let mut device = wanted;
+        device.settle(&*self.entropy)?;
+        let twin = twin.build(now)?;
+        device.generation_id = self.next_generation(now);
+        device.etag = new_etag(&*self.entropy);
+        device.status_updated_time = None;
+        device.last_activity_time = None;
+        device.connection_state_updated_time = None;
+        device.connection_state = Default::default();
+        device.cloud_to_device_message_count = 0;
+        Ok((device, twin))
     }
 
     /// Replaces what a client may write of a device. Absent keys of type `sas` stay as they are.
@@ -298,9 +337,15 @@ impl Registry {
             if stored.status != device.status {
                 device.status_updated_time = Some(now);
             }
-            let batch = WriteBatch::new()
+            let mut batch = WriteBatch::new()
                 .expect(Table::Devices, key.clone(), Expected::Value(raw))
                 .put(Table::Devices, key.clone(), encode(&device));
+            if stored.status != device.status {
+                batch =
+                    batch
+                        .add(Table::Meta, count_key(stored.status), -1)
+                        .add(Table::Meta, count_key(device.status), 1);
+            }
             Ok((batch, device_changed(device, kind)))
         };
         decide(&self.state, Box::new(attempt), Box::new(done));
@@ -328,6 +373,7 @@ impl Registry {
             let batch = batch
                 .expect(Table::Devices, key.clone(), Expected::Value(raw))
                 .delete(Table::Devices, key.clone())
+                .add(Table::Meta, count_key(changed.identity.status), -1)
                 .delete_prefix(Table::Modules, prefix.clone())
                 .delete(Table::Twins, key.clone())
                 .delete_prefix(Table::Twins, prefix.clone())
@@ -347,10 +393,25 @@ impl Registry {
         now: UtcMillis,
         done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
     ) {
+        self.create_module_with(wanted, InitialTwin::default(), now, done);
+    }
+
+    /// `create_module` with a twin that is more than the fresh one, in the same batch.
+    pub fn create_module_with(
+        &self,
+        wanted: ModuleIdentity,
+        twin: InitialTwin,
+        now: UtcMillis,
+        done: impl FnOnce(Result<Changed<ModuleIdentity>, RegistryError>) + Send + 'static,
+    ) {
         let mut module = wanted;
         if let Err(error) = module.settle(&*self.entropy) {
             return done(Err(error.into()));
         }
+        let twin = match twin.build(now) {
+            Ok(twin) => twin,
+            Err(invalid) => return done(Err(invalid.into())),
+        };
         module.generation_id = self.next_generation(now);
         module.etag = new_etag(&*self.entropy);
         module.last_activity_time = None;
@@ -381,8 +442,10 @@ impl Registry {
                 .expect(Table::Modules, key.clone(), Expected::Absent)
                 .put(Table::Modules, key.clone(), encode(&module))
                 .put(Table::Meta, GENERATION_KEY, encode(&module.generation_id.0));
+            let batch = put_twin(batch, &key, twin.as_ref());
             let changed = module_changed(module.clone(), ChangeKind::Created);
-            let (batch, tally) = created(&recorder, partition, &changed.change.identity, now, batch);
+            let name = &changed.change.identity;
+            let (batch, tally) = created(&recorder, partition, name, twin.as_ref(), now, batch);
             Ok((batch, (tally, changed)))
         };
         decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
@@ -514,35 +577,19 @@ impl Registry {
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 
-    /// How many devices there are. Walks all of them, about a microsecond each: never on an arbiter.
+    /// How many devices there are: counted in the batches that make and change them, so two reads tell it.
     ///
     /// # Errors
     /// The store's.
     pub fn statistics(&self) -> Result<Statistics, RegistryError> {
-        #[derive(serde::Deserialize)]
-        struct OnlyStatus {
-            status: Status,
-        }
-        let mut statistics = Statistics::default();
-        let mut after: Option<Vec<u8>> = None;
-        loop {
-            let scan = Scan {
-                prefix: &[],
-                after: after.as_deref(),
-                limit: LIST_MAX,
-            };
-            let page = self.state.scan(Table::Devices, scan)?;
-            for (_, value) in &page {
-                match decode::<OnlyStatus>(value)?.status {
-                    Status::Enabled => statistics.enabled += 1,
-                    Status::Disabled => statistics.disabled += 1,
-                }
-            }
-            match page.into_iter().last() {
-                Some((key, _)) => after = Some(key),
-                None => return Ok(statistics),
-            }
-        }
+        let count = |key| -> Result<u64, RegistryError> {
+            let count = counter(self.state.get(Table::Meta, key)?.as_deref());
+            Ok(u64::try_from(count).unwrap_or_default())
+        };
+        Ok(Statistics {
+            enabled: count(ENABLED_KEY)?,
+            disabled: count(DISABLED_KEY)?,
+        })
     }
 
     /// `create_device`, waiting for the answer. For the command line and tests.
@@ -637,16 +684,66 @@ impl Registry {
         }
     }
 
-    fn device_key(&self, device: &DeviceId) -> Vec<u8> {
+    pub(super) fn state(&self) -> &dyn State {
+        &*self.state
+    }
+
+    pub(super) fn device_key(&self, device: &DeviceId) -> Vec<u8> {
         device_key(self.partition(device), device)
     }
 
-    fn modules_prefix(&self, device: &DeviceId) -> Vec<u8> {
+    pub(super) fn modules_prefix(&self, device: &DeviceId) -> Vec<u8> {
         modules_prefix(self.partition(device), device)
     }
 
-    fn module_key(&self, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
+    pub(super) fn module_key(&self, device: &DeviceId, module: &ModuleId) -> Vec<u8> {
         module_key(self.partition(device), device, module)
+    }
+}
+
+/// Counts the devices of a store that was written before they were counted: once, and only there.
+fn count_uncounted(state: &Arc<dyn State>) -> Result<(), StateError> {
+    #[derive(serde::Deserialize)]
+    struct OnlyStatus {
+        status: Status,
+    }
+    for key in [ENABLED_KEY, DISABLED_KEY] {
+        if state.get(Table::Meta, key)?.is_some() {
+            return Ok(());
+        }
+    }
+    let mut batch = WriteBatch::new();
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let scan = Scan {
+            prefix: &[],
+            after: after.as_deref(),
+            limit: LIST_MAX,
+        };
+        let page = state.scan(Table::Devices, scan)?;
+        for (_, value) in &page {
+            batch = batch.add(Table::Meta, count_key(decode::<OnlyStatus>(value)?.status), 1);
+        }
+        match page.into_iter().last() {
+            Some((key, _)) => after = Some(key),
+            None if batch.is_empty() => return Ok(()),
+            None => return state.commit_blocking(batch),
+        }
+    }
+}
+
+/// A fresh twin is not written: it is what a missing one is taken for.
+fn put_twin(batch: WriteBatch, key: &[u8], twin: Option<&Twin>) -> WriteBatch {
+    match twin {
+        Some(twin) => batch.put(Table::Twins, key, encode(twin)),
+        None => batch,
+    }
+}
+
+fn count_key(status: Status) -> &'static [u8] {
+    match status {
+        Status::Enabled => ENABLED_KEY,
+        Status::Disabled => DISABLED_KEY,
     }
 }
 
@@ -676,11 +773,15 @@ fn created(
     recorder: &Recorder,
     partition: PartitionId,
     name: &IdentityName,
+    twin: Option<&Twin>,
     now: UtcMillis,
     batch: WriteBatch,
 ) -> (WriteBatch, Tally) {
     let mut draft = recorder.draft(partition);
-    draft.life_cycle(Operation::Create, name, &Twin::fresh(), Some(now));
+    match twin {
+        Some(twin) => draft.life_cycle(Operation::Create, name, twin, Some(now)),
+        None => draft.life_cycle(Operation::Create, name, &Twin::fresh(), Some(now)),
+    }
     draft.add_to(batch)
 }
 

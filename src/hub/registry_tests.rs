@@ -75,6 +75,14 @@ fn statistics_count_every_device_once() {
         disabled: 103,
     };
     assert_eq!(registry.statistics().unwrap(), expected);
+    // A store of a program that did not count.
+    let uncounted = WriteBatch::new()
+        .delete(Table::Meta, ENABLED_KEY)
+        .delete(Table::Meta, DISABLED_KEY);
+    let store: Arc<dyn State> = state.clone();
+    store.commit_blocking(uncounted).unwrap();
+    let again = Registry::open(state, Arc::new(Counting::default()), 4).unwrap();
+    assert_eq!(again.statistics().unwrap(), expected);
 }
 
 #[test]
@@ -324,7 +332,7 @@ fn a_full_queue_is_told_at_once() {
 #[derive(Clone, Debug)]
 enum Step {
     Create(u8),
-    Update(u8),
+    Update(u8, Status),
     Delete(u8),
     Release(usize),
     Fail(bool),
@@ -334,7 +342,8 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0u8..6).prop_map(Step::Create),
-        3 => (0u8..6).prop_map(Step::Update),
+        3 => ((0u8..6), prop::sample::select(vec![Status::Enabled, Status::Disabled]))
+            .prop_map(|(id, status)| Step::Update(id, status)),
         2 => (0u8..6).prop_map(Step::Delete),
         4 => (1usize..4).prop_map(Step::Release),
         1 => any::<bool>().prop_map(Step::Fail),
@@ -344,7 +353,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// What was acknowledged is there after a crash; what is there was asked for.
+    /// What was acknowledged is there after a crash; what is there was asked for, and counted.
     #[test]
     fn nothing_acknowledged_is_lost(steps in steps()) {
         let state = MemoryState::new();
@@ -368,7 +377,11 @@ proptest! {
             };
             match step {
                 Step::Create(id) => registry.create_device(device(&format!("d{id}")), NOW, note(id)),
-                Step::Update(id) => registry.update_device(device(&format!("d{id}")), IfMatch::Any, NOW, note(id)),
+                Step::Update(id, status) => {
+                    let mut wanted = device(&format!("d{id}"));
+                    wanted.status = status;
+                    registry.update_device(wanted, IfMatch::Any, NOW, note(id));
+                }
                 Step::Delete(id) => {
                     registry.delete_device(&DeviceId::new(&format!("d{id}")).unwrap(), IfMatch::Any, note(id));
                 }
@@ -389,6 +402,14 @@ proptest! {
                 let stored = registry.device(&DeviceId::new(&format!("d{id}")).unwrap()).ok();
                 prop_assert_eq!(&stored.map(|device| device.etag), etag);
             }
+            let mut walked = Statistics::default();
+            for device in registry.devices(None, LIST_MAX).unwrap() {
+                match device.status {
+                    Status::Enabled => walked.enabled += 1,
+                    Status::Disabled => walked.disabled += 1,
+                }
+            }
+            prop_assert_eq!(registry.statistics().unwrap(), walked);
         }
     }
 }

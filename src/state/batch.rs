@@ -25,6 +25,7 @@ pub(super) enum Write {
     Delete(Table, Vec<u8>),
     DeletePrefix(Table, Vec<u8>),
     Append(Table, Vec<u8>, Vec<u8>),
+    Add(Table, Vec<u8>, i64),
 }
 
 /// Preconditions and writes, applied in the order they were added.
@@ -75,6 +76,14 @@ impl WriteBatch {
         self
     }
 
+    /// Adds to a counter, which begins at 0. Unlike a value that is read and put, it needs no precondition: batches that
+    /// count the same do not get in each other's way.
+    #[must_use]
+    pub fn add(mut self, table: Table, key: impl Into<Vec<u8>>, delta: i64) -> Self {
+        self.writes.push(Write::Add(table, key.into(), delta));
+        self
+    }
+
     /// Whether it would change nothing.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
@@ -87,6 +96,7 @@ impl WriteBatch {
             .map(|write| match write {
                 Write::Put(_, key, value) | Write::Append(_, key, value) => key.len() + value.len(),
                 Write::Delete(_, key) | Write::DeletePrefix(_, key) => key.len(),
+                Write::Add(_, key, _) => key.len() + COUNTER_BYTES,
             })
             .sum()
     }
@@ -124,6 +134,11 @@ pub(super) fn apply<T: Transaction>(
                 transaction.put(*table, &[prefix, &number[..]].concat(), value)?;
                 transaction.put(*table, prefix, &number)?;
             }
+            Write::Add(table, key, delta) => {
+                let count = transaction.get(*table, key)?;
+                let count = counter(count.as_deref()).saturating_add(*delta);
+                transaction.put(*table, key, &count.to_be_bytes())?;
+            }
         }
     }
     Ok(Ok(()))
@@ -140,6 +155,18 @@ pub fn appended(value: Option<&[u8]>) -> u64 {
                 .try_into()
                 .expect("only append writes the number under its prefix"),
         )
+    })
+}
+
+const COUNTER_BYTES: usize = size_of::<i64>();
+
+/// What [`WriteBatch::add`] has counted up to, from what stands under its key; 0 where nothing does.
+///
+/// # Panics
+/// When something else was put there: the key belongs to `add` alone.
+pub fn counter(value: Option<&[u8]>) -> i64 {
+    value.map_or(0, |bytes| {
+        i64::from_be_bytes(bytes.try_into().expect("only add writes under a counter's key"))
     })
 }
 
@@ -203,6 +230,20 @@ mod tests {
         state.commit_blocking(append("p", "four")).unwrap();
         assert_eq!(get(4).as_deref(), Some(&b"four"[..]));
         assert_eq!(appended(state.get(Table::Events, b"p").unwrap().as_deref()), 4);
+    }
+
+    #[test]
+    fn a_counter_counts_what_took_effect_and_nothing_else() {
+        use crate::state::{MemoryState, State};
+        let state: std::sync::Arc<dyn State> = MemoryState::new();
+        let add = |delta| WriteBatch::new().add(Table::Meta, "n", delta);
+        let count = || counter(state.get(Table::Meta, b"n").unwrap().as_deref());
+        assert_eq!(count(), 0);
+        state.commit_blocking(add(5).add(Table::Meta, "n", -2)).unwrap();
+        let refused = add(100).expect(Table::Meta, "absent", Expected::Present);
+        assert!(state.commit_blocking(refused).is_err());
+        state.commit_blocking(add(-4)).unwrap();
+        assert_eq!(count(), -1);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub mod redb;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-pub use batch::{Expected, WriteBatch, appended};
+pub use batch::{Expected, WriteBatch, appended, counter};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryState;
 pub use redb::{RedbConfig, RedbState};

@@ -10,5 +10,6 @@ mod hub;
 mod kill9;
 mod network;
 mod peers;
+mod registry;
 mod sessions;
 mod streams;

@@ -59,6 +59,14 @@ struct Shared {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally([u32; EventKind::ALL.len()]);
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
+    }
+}
+
 impl Recorder {
     /// The clock is asked when a change has no time of its own.
     pub fn new(kinds: &[EventKind], clock: Arc<dyn Clock>) -> Self {

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::limits::{InvalidTwin, SectionName, check_section};
+use super::limits::{InvalidTwin, SectionName, check_patch, check_section};
 use crate::hub::json;
 use crate::model::UtcMillis;
 
@@ -47,6 +47,43 @@ impl TwinUpdate {
             tags: self.tags.map(without_reserved),
             desired: self.desired.map(without_reserved),
         }
+    }
+}
+
+/// What the twin of a new identity begins with. Absent is the same as empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InitialTwin {
+    pub tags: Option<Members>,
+    pub desired: Option<Members>,
+    pub reported: Option<Members>,
+}
+
+impl InitialTwin {
+    /// The twin, or `None` when it is the fresh one.
+    pub(in crate::hub) fn build(self, now: UtcMillis) -> Result<Option<Twin>, InvalidTwin> {
+        let mut twin = Twin::fresh();
+        let sections = [
+            (SectionName::Tags, self.tags),
+            (SectionName::Desired, self.desired),
+            (SectionName::Reported, self.reported),
+        ];
+        for (name, members) in sections {
+            let members = members.map(without_reserved).unwrap_or_default();
+            if members.is_empty() {
+                continue;
+            }
+            check_patch(name, &members)?;
+            let kept = match name {
+                SectionName::Tags => {
+                    merge(&mut twin.tags, &members);
+                    &twin.tags
+                }
+                SectionName::Desired => twin.desired.begin(&members, now),
+                SectionName::Reported => twin.reported.begin(&members, now),
+            };
+            check_section(name, kept)?;
+        }
+        Ok((twin != Twin::fresh()).then_some(twin))
     }
 }
 
@@ -148,6 +185,17 @@ impl Section {
         };
         next.merge(members, now);
         next
+    }
+
+    /// What the section holds from the beginning, which is no change of it.
+    fn begin(&mut self, members: &Members, now: UtcMillis) -> &Members {
+        let stamp = Stamp {
+            at: now,
+            version: self.version,
+        };
+        merge(&mut self.members, members);
+        self.metadata.follow(members, stamp);
+        &self.members
     }
 
     fn merge(&mut self, patch: &Members, now: UtcMillis) {

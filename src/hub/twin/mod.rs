@@ -22,7 +22,7 @@ mod limits;
 mod store;
 mod view;
 
-pub use document::{Members, Section, Twin, TwinUpdate, parse_members};
+pub use document::{InitialTwin, Members, Section, Twin, TwinUpdate, parse_members};
 pub use limits::{Fault, InvalidTwin, SectionName};
 pub use store::{TwinChange, TwinChanged, TwinError, Twins};
 pub use view::{ChangeEvent, DeviceSide, ServiceSide};

@@ -90,9 +90,8 @@ impl Rest {
         Ok(Answer::json(200, &live?))
     }
 
-    pub(super) async fn statistics(&self) -> Result<Answer, Refused> {
-        let registry = self.registry.clone();
-        let statistics = walk(move || registry.statistics()).await??;
+    pub(super) fn statistics(&self) -> Result<Answer, Refused> {
+        let statistics = self.registry.statistics()?;
         Ok(Answer::json(
             200,
             &serde_json::json!({

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `GET /devices`, `/devices/{id}`, `/devices/{id}/modules`, `/devices/{id}/modules/{mid}`, `/statistics/devices` | RegistryRead |
 //! | `PUT`, `DELETE` of a device or module, `POST /devices`, `/devices/keys/regenerate` | RegistryWrite |
-//! | `GET /statistics/service`, all of `/twins`, `DELETE /devices/{id}/commands`, all of `/messages/servicebound/feedback` | ServiceConnect |
+//! | `GET /statistics/service`, `POST /devices/query`, all of `/twins`, `DELETE /devices/{id}/commands`, all of `/messages/servicebound/feedback` | ServiceConnect |
 //!
 //! Knows the hub's registry and, to cut off sessions, the shards' router; deliberately does not know device doors,
 //! metrics or the server. An answered change is durable, and its sessions are told to end before the answer leaves.
@@ -14,6 +14,7 @@ mod bulk;
 mod identity;
 mod messages;
 mod method;
+mod query;
 mod twin;
 
 use std::sync::Arc;
@@ -30,6 +31,8 @@ const ROUTES: &[Entry] = &[
     ("GET", "/devices", Route::DeviceList),
     ("POST", "/devices", Route::DeviceBulk),
     ("POST", "/devices/keys/regenerate", Route::KeysRegenerate),
+    // Section 6.
+    ("POST", "/devices/query", Route::DeviceQuery),
     ("GET", "/devices/{}", Route::DeviceGet),
     ("PUT", "/devices/{}", Route::DevicePut),
     ("DELETE", "/devices/{}", Route::DeviceDelete),
@@ -95,6 +98,7 @@ impl Rest {
             Route::DeviceDelete => self.device_delete(&call).await,
             Route::DeviceList => self.device_list(call).await,
             Route::DeviceBulk => self.bulk(call).await,
+            Route::DeviceQuery => self.query(call).await,
             Route::KeysRegenerate => self.regenerate(call).await,
             Route::ModuleGet => self.module_get(&call),
             Route::ModulePut => self.module_put(call).await,
@@ -108,7 +112,7 @@ impl Rest {
             Route::FeedbackReceive => self.feedback_receive(&call).await,
             Route::FeedbackComplete => self.feedback_settle(&call, Settlement::Complete).await,
             Route::FeedbackAbandon => self.feedback_settle(&call, Settlement::Abandon).await,
-            Route::StatisticsDevices => self.statistics().await,
+            Route::StatisticsDevices => self.statistics(),
             Route::StatisticsService => Ok(Answer::json(
                 200,
                 &serde_json::json!({ "connectedDeviceCount": (self.connected_devices)() }),
@@ -144,6 +148,7 @@ fn permission(route: Route) -> Permissions {
         | Route::ModulePut
         | Route::ModuleDelete => Permissions::REGISTRY_WRITE,
         Route::StatisticsService
+        | Route::DeviceQuery
         | Route::TwinGet
         | Route::TwinPatch
         | Route::TwinPut

@@ -78,6 +78,7 @@ impl Room for Devices {
                 | Route::DeviceDelete
                 | Route::DeviceList
                 | Route::DeviceBulk
+                | Route::DeviceQuery
                 | Route::KeysRegenerate
                 | Route::ModuleGet
                 | Route::ModulePut

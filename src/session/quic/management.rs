@@ -7,6 +7,8 @@
 //! | `device.update` | device identity with `etag` or `*` | RegistryWrite | the stored identity |
 //! | `device.delete` | `{"deviceId", "etag"?}` | RegistryWrite | `{}` |
 //! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
+//! | `device.import` | `{"entries": [ExportImportDevice]}` | RegistryWrite | `{"created", "changed", "unchanged", "errors"}` |
+//! | `device.export` | `{"after"?: {"deviceId", "moduleId"?}, "limit"?}` | RegistryWrite | `{"entries", "next"}` |
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
 //! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
 //! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::door::Door;
+use super::transfer;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::events::{Event, EventError};
 use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
@@ -38,9 +41,9 @@ use crate::wire::control::{Request, Response};
 const EVENTS_MAX: usize = 256;
 
 /// Why a request failed.
-struct Refused {
-    code: ErrorCode,
-    reason: String,
+pub(super) struct Refused {
+    pub code: ErrorCode,
+    pub reason: String,
 }
 
 impl From<RegistryError> for Refused {
@@ -88,7 +91,7 @@ impl From<MethodError> for Refused {
     }
 }
 
-fn invalid(reason: impl std::fmt::Display) -> Refused {
+pub(super) fn invalid(reason: impl std::fmt::Display) -> Refused {
     Refused {
         code: ErrorCode::ARGUMENT_INVALID,
         reason: reason.to_string(),
@@ -104,13 +107,13 @@ struct DeviceName {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct QueueName {
+pub(super) struct QueueName {
     device_id: String,
     module_id: Option<String>,
 }
 
 impl QueueName {
-    fn read(&self) -> Result<IdentityName, Refused> {
+    pub(super) fn read(&self) -> Result<IdentityName, Refused> {
         Ok(IdentityName {
             device: DeviceId::new(&self.device_id).map_err(invalid)?,
             module: self
@@ -235,7 +238,10 @@ pub(super) async fn respond(door: &Arc<Door>, identity: &ServiceAuthenticated, r
 
 async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Result<String, Refused> {
     let permission = match request.operation.as_str() {
-        "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
+        // IoT Hub, jobs: import and export, which shows keys, need RegistryWrite.
+        "device.create" | "device.update" | "device.delete" | "device.import" | "device.export" => {
+            Permissions::REGISTRY_WRITE
+        }
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
         "c2d.send" | "c2d.purge" | "method.invoke" | "event.list" | "group.create" | "group.delete" | "group.list"
         | "hub.get" => Permissions::SERVICE_CONNECT,
@@ -290,6 +296,8 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 found.into_iter().map(|device| door.live.device(device, now)).collect();
             Ok(json(&devices?))
         }
+        "device.import" => transfer::import(door, &request.json).await,
+        "device.export" => transfer::export(door, parse(&request.json)?).await,
         "c2d.send" => {
             let (name, message) = parse::<Command>(&request.json)?.read()?;
             let now = door.clock.now();
@@ -360,7 +368,7 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Refused> {
     serde_json::from_str(json).map_err(invalid)
 }
 
-fn json(value: &impl Serialize) -> String {
+pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("these documents have text keys and no failing serializers")
 }
 
@@ -377,7 +385,7 @@ fn if_match(etag: Option<&str>) -> IfMatch {
 }
 
 /// Waits for a callback without blocking the arbiter.
-async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
+pub(super) async fn wait<T: Send + 'static>(start: impl FnOnce(Box<dyn FnOnce(T) + Send>)) -> Result<T, Refused> {
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |value| drop(sender.send(value))));
     receiver.await.map_err(|_| Refused {

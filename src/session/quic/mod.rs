@@ -22,6 +22,7 @@ pub mod observer;
 pub mod readers;
 mod service;
 mod streams;
+mod transfer;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {

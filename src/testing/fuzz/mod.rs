@@ -15,6 +15,7 @@ pub use engine::{Engine, Rng};
 use bytes::Bytes;
 
 use crate::hub::connection_string::ConnectionString;
+use crate::hub::query::{Attributes, Datum, Path, QUERY_BYTES_MAX, Query};
 use crate::hub::sas::SasToken;
 use crate::log::storage::Storage as _;
 use crate::log::{Config, Log, NewBatch, OpenError, Start, records};
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     target("sas-token", sas_token),
     target("connection-string", connection_string),
     target("config", config),
+    target("query", query),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8])) -> Target {
@@ -170,6 +172,37 @@ fn config(input: &[u8]) {
         let written = crate::config::to_toml(&config);
         let again = crate::config::parse(&written).expect("what is written is valid");
         assert_eq!(crate::config::to_toml(&again), written);
+    }
+}
+
+/// A query that is accepted is written and read back as the same, and can be asked of a hub without devices.
+fn query(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match Query::parse(text) {
+        Ok(query) => {
+            let written = query.to_string();
+            // With all its parentheses and escapes it may be too long.
+            if written.len() <= QUERY_BYTES_MAX {
+                assert_eq!(Query::parse(&written).as_ref(), Ok(&query), "{written}");
+            }
+            if let Some(condition) = &query.condition {
+                let _ = condition.truth(&Scant);
+            }
+        }
+        Err(error) => assert!(error.at <= text.len(), "{error}"),
+    }
+}
+
+/// Has one text, one number, and nothing else.
+struct Scant;
+
+impl Attributes for Scant {
+    fn value(&self, path: &Path) -> Option<Datum<'_>> {
+        match path.0.len() {
+            1 => Some(Datum::Text("a".into())),
+            2 => Some(Datum::Number(1.0)),
+            _ => None,
+        }
     }
 }
 

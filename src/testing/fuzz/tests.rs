@@ -129,6 +129,11 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
                     .join("\n"),
             ])
         }
+        "query" => text(&[
+            "SELECT * FROM devices WHERE deviceId IN ['a', \"b\"] AND NOT (tags.x <> 0x1F OR tags.[[y z]] NIN [-1, 2.5e3, null])",
+            "SELECT TOP 5 COUNT() AS n, AVG(properties.reported.t), tags.a FROM devices.modules GROUP BY tags.a, tags.b",
+            "select deviceId, status as s from devices.jobs where /* why */ is_defined(a.b) and a + 1 * -b.c % 2 < .5 ?? 'x' || '\\u0041\\''",
+        ]),
         name => panic!("{name} has no seeds"),
     }
 }
@@ -199,6 +204,7 @@ targets! {
     sas_token = "sas-token";
     connection_string = "connection-string";
     config = "config";
+    query = "query";
 }
 
 #[test]
