@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod devices;
 mod events;
 mod hostile;
 mod http;
@@ -10,3 +11,4 @@ mod kill9;
 mod network;
 mod peers;
 mod sessions;
+mod streams;

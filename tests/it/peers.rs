@@ -335,6 +335,20 @@ impl Peer {
         (peer, welcome)
     }
 
+    /// A further stream of the connection, with its first frame.
+    pub async fn stream(&self, first: &impl Control) -> Self {
+        let (send, recv) = within(self.connection.open_bi()).await.unwrap();
+        let mut stream = Self {
+            endpoint: self.endpoint.clone(),
+            connection: self.connection.clone(),
+            send,
+            recv,
+            decoder: Decoder::new(64 << 20),
+        };
+        stream.say(first).await;
+        stream
+    }
+
     pub async fn say(&mut self, frame: &impl Control) {
         self.write(&frame.to_frame()).await;
     }
