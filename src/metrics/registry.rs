@@ -555,6 +555,7 @@ mod tests {
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
         metrics.auth_refused("expired");
         metrics.http_answered(Route::DeviceGet, 200);
+        metrics.set_events([("twin", 2)], 1);
         let text = metrics.render();
         let names: Vec<_> = text
             .lines()
