@@ -28,6 +28,7 @@ pub mod outbox;
 pub mod policy;
 pub mod registry;
 pub mod sas;
+pub mod throttle;
 pub mod twin;
 pub mod x509;
 
@@ -43,4 +44,5 @@ pub use identity::{DeviceIdentity, IdentityName, ModuleIdentity};
 pub use outbox::{OutboxError, Outboxes, QueueSettings};
 pub use policy::{KeySlot, Permissions, Policies};
 pub use registry::{ChangeKind, Changed, IdentityChanged, IfMatch, Registry, RegistryError};
+pub use throttle::{Throttled, Throttles};
 pub use twin::{Twin, TwinChanged, TwinError, TwinUpdate, Twins};
