@@ -11,6 +11,7 @@
 pub mod demo;
 mod resumption;
 mod sweeper;
+mod throttles;
 pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
@@ -28,10 +29,10 @@ use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{
     Authenticator, Authorities, Entropy, Feedbacks, Groups, HubConfig, Outboxes, Policies, QueueSettings, Registry,
-    Twins, meta::HubMeta,
+    Throttles, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log};
-use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts};
+use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, UtcMillis};
@@ -106,6 +107,7 @@ pub struct Server {
     https: actix_web::dev::ServerHandle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
+    throttles: Arc<Throttles>,
     syncer: Option<Syncer>,
     drain_timeout: Duration,
     // Last: the directory stays taken until everything above is gone.
@@ -247,6 +249,12 @@ impl Server {
             SystemTime::now(),
         ));
         metrics.recovered(recovery);
+        let throttles = Arc::new(Throttles::open(
+            throttles::settings(config),
+            state.clone(),
+            Instant::now(),
+            Arc::new(ThrottleFacts(metrics.clone())),
+        )?);
         let readiness = Arc::new(Readiness::default());
         let budget = u32::try_from(config.shard.inflight_bytes_max.0).unwrap_or(u32::MAX);
         let inboxes: Vec<_> = (0..settings.shards).map(|_| Inbox::new(budget)).collect();
@@ -283,6 +291,7 @@ impl Server {
             registry: registry.clone(),
             groups: groups.clone(),
             outboxes: outboxes.clone(),
+            throttles: throttles.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
         let door = Door::new(
@@ -305,6 +314,7 @@ impl Server {
         let devices = Devices {
             authenticator: authenticator.clone(),
             outboxes: outboxes.clone(),
+            throttles: throttles.clone(),
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
@@ -314,10 +324,12 @@ impl Server {
             twins: Twins::new(state.clone(), registry.clone()),
             outboxes: outboxes.clone(),
             feedbacks: feedbacks.clone(),
+            throttles: throttles.clone(),
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),
         };
+        actix_rt::spawn(throttles::keep_count(throttles.clone()));
         actix_rt::spawn(sweeper::sweep(outboxes, feedbacks, clock.clone(), partition_count));
         let facts = Arc::new(HttpFacts(metrics.clone()));
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
@@ -359,6 +371,7 @@ impl Server {
             https: https_handle,
             ops: ops_handle,
             keeper,
+            throttles,
             syncer,
             drain_timeout: config.process.drain_timeout,
             _log: log,
@@ -409,6 +422,7 @@ impl Server {
         for actor in &self.actors {
             let _ = actor.send(End).await;
         }
+        is_clean &= throttles::store_count(&self.throttles).await;
         // The syncer's last round follows the last append.
         drop(self.syncer.take());
         for partition in self.router.partitions() {

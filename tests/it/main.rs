@@ -9,3 +9,4 @@ mod kill9;
 mod network;
 mod peers;
 mod sessions;
+mod throttles;

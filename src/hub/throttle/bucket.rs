@@ -9,7 +9,7 @@
 //!
 //! (The generic cell rate algorithm, with time counted in units.) Units are taken when they are asked for, and the grant
 //! tells when they may be used: those who wait have their turn in the order they came, and nobody has to look again.
-//! Between any two times no more is granted than the burst and what came between them.
+//! Between any two times no more is granted than the burst and the whole units that came between them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

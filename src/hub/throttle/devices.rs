@@ -149,7 +149,13 @@ mod tests {
     #[test]
     fn the_number_of_buckets_is_bounded_and_full_ones_are_forgotten() {
         let devices = Devices::new();
-        let kept = || -> usize { devices.shards.iter().map(|shard| shard.lock().unwrap().buckets.len()).sum() };
+        let kept = || -> usize {
+            devices
+                .shards
+                .iter()
+                .map(|shard| shard.lock().unwrap().buckets.len())
+                .sum()
+        };
         let bound = SHARDS * BUCKETS_MAX;
         for index in 0..bound + bound / 4 {
             take(&devices, &format!("d{index}"), 2, 0, 0);

@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 
 pub use bucket::Rate;
 use bucket::SharedBucket;
-use devices::{DeviceBuckets, Devices};
 pub use devices::DeviceRates;
-use quota::Quota;
+use devices::{DeviceBuckets, Devices};
 pub use quota::COUNT_MAX as DAILY_MESSAGES_MAX;
+use quota::Quota;
 
 use super::code::ErrorCode;
 use super::identity::IdentityName;
@@ -314,11 +314,7 @@ impl Throttles {
         Err(Throttled::DailyMessages { wait })
     }
 
-    fn turn<'a>(
-        &self,
-        asked: Asked<'a>,
-        granted: Result<(Limit, u64), (Limit, u64)>,
-    ) -> Result<Turn<'a>, Throttled> {
+    fn turn<'a>(&self, asked: Asked<'a>, granted: Result<(Limit, u64), (Limit, u64)>) -> Result<Turn<'a>, Throttled> {
         match granted {
             Ok((_, granted)) if granted <= asked.at => Ok(Turn(None)),
             Ok((limit, granted)) => {

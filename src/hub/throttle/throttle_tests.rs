@@ -1,3 +1,5 @@
+//! The throttles of a hub on a clock that the test holds.
+
 use std::sync::Mutex;
 
 use super::*;
@@ -57,7 +59,10 @@ const TODAY: UtcMillis = UtcMillis(0);
 fn labels_and_indices_are_one_each() {
     for (index, limit) in Limit::ALL.into_iter().enumerate() {
         assert_eq!(limit.index(), index);
-        assert_eq!(Limit::ALL.iter().filter(|other| other.label() == limit.label()).count(), 1);
+        assert_eq!(
+            Limit::ALL.iter().filter(|other| other.label() == limit.label()).count(),
+            1
+        );
     }
 }
 
@@ -99,7 +104,9 @@ fn of_too_many_that_wait_the_rest_is_refused_and_takes_nothing() {
     config.hub[Class::Registry as usize] = rate(2, 1);
     let (throttles, now, _) = open(config);
     assert_eq!(throttles.admit(Class::Registry, 1, now).unwrap().until(), None);
-    let waiting: Vec<_> = (0..2).map(|_| throttles.admit(Class::Registry, 1, now).unwrap()).collect();
+    let waiting: Vec<_> = (0..2)
+        .map(|_| throttles.admit(Class::Registry, 1, now).unwrap())
+        .collect();
     for _ in 0..100 {
         let refused = throttles.admit(Class::Registry, 1, now).err().unwrap();
         assert_eq!(refused.code(), ErrorCode::THROTTLE_BACKLOG);
@@ -120,7 +127,10 @@ fn one_device_above_its_rate_is_refused_beside_others() {
     assert_eq!(send("noisy", 5, 0, now).unwrap().until(), None);
     assert_eq!(send("noisy", 1, 0, now).unwrap().until(), Some(now + seconds(1)));
     let refused = send("noisy", 2, 0, now).err().unwrap();
-    assert_eq!((refused.code(), refused.wait()), (ErrorCode::DEVICE_THROTTLED, seconds(3)));
+    assert_eq!(
+        (refused.code(), refused.wait()),
+        (ErrorCode::DEVICE_THROTTLED, seconds(3))
+    );
     assert_eq!(send("quiet", 5, 2000, now).unwrap().until(), None);
     assert_eq!(send("large", 1, 3500, now).unwrap().until(), Some(now + seconds(3) / 2));
     assert_eq!(send("noisy", 1, 0, now + seconds(2)).unwrap().until(), None);
@@ -143,7 +153,11 @@ fn what_one_bucket_refuses_the_other_does_not_take() {
     for _ in 0..10 {
         assert_eq!(send("b", 3).err().unwrap().code(), ErrorCode::THROTTLED);
     }
-    assert_eq!(send("b", 2).unwrap().until(), Some(now + seconds(2)), "the hub's, not the device's");
+    assert_eq!(
+        send("b", 2).unwrap().until(),
+        Some(now + seconds(2)),
+        "the hub's, not the device's"
+    );
 }
 
 #[test]
@@ -165,7 +179,14 @@ fn the_day_is_full_for_requests_and_sessions_alike() {
     );
     let tomorrow = UtcMillis(24 * 3_600_000);
     assert_eq!(pace.pass(Gate::Quota, 1, 0, now, tomorrow), (Gate::Open, None));
-    assert!(heard.0.lock().unwrap().iter().all(|line| line.starts_with("daily_messages ")));
+    assert!(
+        heard
+            .0
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|line| line.starts_with("daily_messages "))
+    );
 }
 
 /// A batch that waits for its device's rate takes nothing of the hub's until it may go.
@@ -190,7 +211,10 @@ fn a_session_passes_its_gates_in_turn_and_is_never_refused() {
         noisy.pass(Gate::Quota, 1000, 0, due, TODAY),
         (Gate::Open, Some(due + seconds(99)))
     );
-    assert_eq!(noisy.pass(Gate::Open, 1000, 0, due + seconds(99), TODAY), (Gate::Open, None));
+    assert_eq!(
+        noisy.pass(Gate::Open, 1000, 0, due + seconds(99), TODAY),
+        (Gate::Open, None)
+    );
 }
 
 #[test]

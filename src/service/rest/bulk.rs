@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Rest;
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::identity::{Authentication, Capabilities, Status};
+use crate::hub::throttle::Class;
 use crate::hub::twin::Members;
 use crate::hub::{
     DeviceIdentity, ErrorCode, IdentityChanged, IdentityName, IfMatch, KeySlot, ModuleIdentity, TwinChanged, TwinError,
@@ -123,6 +124,7 @@ impl Rest {
     pub(super) async fn bulk(&self, call: Call) -> Result<Answer, Refused> {
         let entries: Vec<Entry> = call.json().await?;
         check_count(entries.len())?;
+        self.throttle(Class::Registry, entries.len()).await?;
         let now = call.now();
         let count = entries.len();
         let mut seen = HashSet::new();
@@ -172,6 +174,7 @@ impl Rest {
     pub(super) async fn regenerate(&self, call: Call) -> Result<Answer, Refused> {
         let wanted: Regenerate = call.json().await?;
         check_count(wanted.devices.len())?;
+        self.throttle(Class::Registry, wanted.devices.len()).await?;
         let slots: &'static [KeySlot] = match wanted.policy_key.to_ascii_lowercase().as_str() {
             "primarykey" => &[KeySlot::Primary],
             "secondarykey" => &[KeySlot::Secondary],

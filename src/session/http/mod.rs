@@ -15,9 +15,10 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes};
+use crate::hub::throttle::Class;
+use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Throttles};
 use crate::log::DiskStorage;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
@@ -43,6 +44,7 @@ const ROUTES: &[Entry] = &[
 pub struct Devices {
     pub authenticator: Authenticator,
     pub outboxes: Outboxes,
+    pub throttles: Arc<Throttles>,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -60,9 +62,17 @@ impl Room for Devices {
             match route {
                 Route::DeviceEvents => {
                     let messages = events::read(&call).await?;
+                    let (count, bytes) = (u64::from(messages.count), messages.payload.len() as u64);
+                    let turn = self
+                        .throttles
+                        .admit_telemetry(name, count, bytes, Instant::now(), call.now());
+                    pass(turn).await?;
                     self.store(&call, identity, messages).await
                 }
-                Route::CommandReceive => self.receive(&call, name).await,
+                Route::CommandReceive => {
+                    pass(self.throttles.admit(Class::C2dReceives, 1, Instant::now())).await?;
+                    self.receive(&call, name).await
+                }
                 Route::CommandSettle if call.query("reject").is_some() => {
                     self.settle(&call, name, Settlement::Reject).await
                 }

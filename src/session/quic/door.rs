@@ -23,7 +23,7 @@ use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Groups, IdentityName, Outboxes, Registry};
+use crate::hub::{Groups, IdentityName, Outboxes, Registry, Throttles};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -68,6 +68,7 @@ pub struct HubParts {
     pub registry: Registry,
     pub groups: Groups,
     pub outboxes: Outboxes,
+    pub throttles: Arc<Throttles>,
     /// The name that tokens are made for.
     pub host_name: String,
 }
@@ -80,6 +81,7 @@ pub struct Door {
     pub(super) registry: Registry,
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
+    pub(super) throttles: Arc<Throttles>,
     host_name: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
@@ -110,6 +112,7 @@ impl Door {
             registry: hub.registry,
             groups: hub.groups,
             outboxes: hub.outboxes,
+            throttles: hub.throttles,
             host_name: hub.host_name,
             clock,
             durability,

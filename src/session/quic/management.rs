@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,7 +27,8 @@ use tokio::sync::oneshot;
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::policy::Permissions;
-use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
+use crate::hub::throttle::{Class, Turn};
+use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError, Throttled};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, SystemKey};
 use crate::wire::control::{Request, Response};
 
@@ -59,6 +61,15 @@ impl From<OutboxError> for Refused {
         Self {
             code: error.code(),
             reason: error.to_string(),
+        }
+    }
+}
+
+impl From<Throttled> for Refused {
+    fn from(throttled: Throttled) -> Self {
+        Self {
+            code: throttled.code(),
+            reason: throttled.to_string(),
         }
     }
 }
@@ -197,6 +208,14 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             reason,
         });
     }
+    // IoT Hub, quotas and errors section 2.
+    match request.operation.as_str() {
+        operation if operation.starts_with("device.") => {
+            pass(door.throttles.admit(Class::Registry, 1, Instant::now())).await?;
+        }
+        "c2d.send" => pass(door.throttles.admit_command(Instant::now(), door.clock.now())).await?,
+        _ => {}
+    }
     match request.operation.as_str() {
         "device.create" => {
             let wanted: DeviceIdentity = parse(&request.json)?;
@@ -301,6 +320,16 @@ fn if_match(etag: Option<&str>) -> IfMatch {
         None | Some("" | "*") => IfMatch::Any,
         Some(etag) => IfMatch::Etag(etag.to_owned()),
     }
+}
+
+/// Waits for the turn of a request that was let in.
+async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Refused> {
+    // Keeps its place among those that wait until its turn has come.
+    let turn = turn?;
+    if let Some(until) = turn.until() {
+        tokio::time::sleep_until(until.into()).await;
+    }
+    Ok(())
 }
 
 /// Waits for a callback without blocking the arbiter.
