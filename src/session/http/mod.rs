@@ -13,6 +13,7 @@ mod events;
 use std::sync::Arc;
 use std::time::Instant;
 
+use actix_web::http::header::AUTHORIZATION;
 use tokio::sync::oneshot;
 
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
@@ -113,7 +114,14 @@ impl Room for Devices {
 impl Devices {
     fn authenticate(&self, call: &Call) -> Result<Authenticated, Refused> {
         let wanted = call.identity()?;
-        let credential = Credential::Sas(call.authorization()?);
+        let chain: Vec<&[u8]> = call.certificates().iter().map(AsRef::as_ref).collect();
+        // IoT Hub, HTTPS section 1: a certificate counts where there is no header.
+        let credential = match chain.split_first() {
+            Some((leaf, intermediates)) if !call.headers().contains_key(AUTHORIZATION) => {
+                Credential::Certificate { leaf, intermediates }
+            }
+            _ => Credential::Sas(call.authorization()?),
+        };
         Ok(self
             .authenticator
             .authenticate(credential, &wanted, &self.host_name, call.now())?)
