@@ -23,6 +23,7 @@ pub mod filter;
 pub mod groups;
 pub mod identity;
 mod json;
+mod lane;
 pub mod meta;
 pub mod outbox;
 pub mod policy;
