@@ -12,6 +12,10 @@ use forebay::wire::control::{
     Ack, Checkpoint, CheckpointStored, Control, Credit, Failed, From, Goodbye, Hello, Renew, Renewed, Request,
     Response, Role, Subscribe, Subscribed, Welcome,
 };
+use forebay::wire::device::{
+    Answer, Command, CommandsOpen, Desired, Invoke, MethodsOpen, Outcome, Ready, Report, Reported, Settle, Settled,
+    TwinDocument, TwinGet, TwinOpen,
+};
 use forebay::wire::frame::{Decoder, FLAG_SKIP, Frame, Kind, header};
 use forebay::wire::stamp::{Origin, Stamp, StampTemplate};
 use forebay::wire::{hint, plain};
@@ -132,6 +136,73 @@ fn control_frames_of_a_service() {
         json: "{}".to_owned(),
     };
     check("response", &response);
+}
+
+#[test]
+fn frames_of_a_devices_further_streams() {
+    let lock_token: [u8; 16] = std::array::from_fn(|index| index as u8);
+    check("ready", &Ready { window: 4 });
+    check("commands-open", &CommandsOpen { window: 8 });
+    let mut message = Vec::new();
+    forebay::wire::message::encode_body(b"second", &mut message);
+    let command = Command {
+        lock_token,
+        sequence: 7,
+        delivery_count: 2,
+        enqueued_ms: 1_766_000_000_000,
+        expires_ms: 1_766_003_600_000,
+        message,
+    };
+    check("command", &command);
+    let outcome = Outcome::Abandon;
+    check("settle", &Settle { lock_token, outcome });
+    let settled = Settled {
+        lock_token,
+        code: 412_002,
+        reason: "the lock is lost".to_owned(),
+    };
+    check("settled", &settled);
+    check("twin-open", &TwinOpen { desired_seen: 5 });
+    let desired = Desired {
+        version: 6,
+        is_complete: true,
+        json: r#"{"period":30,"$version":6}"#.to_owned(),
+    };
+    check("desired", &desired);
+    check("twin-get", &TwinGet { id: 1 });
+    let document = TwinDocument {
+        id: 1,
+        code: 0,
+        json: r#"{"desired":{"$version":6},"reported":{"$version":2}}"#.to_owned(),
+    };
+    check("twin-document", &document);
+    let report = Report {
+        id: 2,
+        if_version: 2,
+        json: r#"{"period":30}"#.to_owned(),
+    };
+    check("report", &report);
+    let reported = Reported {
+        id: 2,
+        code: 0,
+        version: 3,
+        reason: String::new(),
+    };
+    check("reported", &reported);
+    check("methods-open", &MethodsOpen { window: 4 });
+    let invoke = Invoke {
+        id: 9,
+        name: "reboot".to_owned(),
+        payload: r#"{"delay":5}"#.to_owned(),
+        timeout_ms: 30_000,
+    };
+    check("invoke", &invoke);
+    let answer = Answer {
+        id: 9,
+        status: 200,
+        payload: "true".to_owned(),
+    };
+    check("answer", &answer);
 }
 
 fn messages() -> [Message; 2] {

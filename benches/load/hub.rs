@@ -207,6 +207,19 @@ impl Hub {
         self.pid
     }
 
+    /// The name that tokens are made for.
+    pub fn host_name(&self) -> &str {
+        &self.endpoints.hub_host
+    }
+
+    pub fn ca_file(&self) -> &Path {
+        &self.endpoints.ca_file
+    }
+
+    pub fn https_port(&self) -> u16 {
+        self.endpoints.https_port
+    }
+
     /// A socket for any number of connections.
     ///
     /// # Errors

@@ -7,9 +7,12 @@
 //! One file a scenario; beside them [`hub`] (which hub), [`fleet`] (its devices), [`saturate`] and [`pace`] (how they
 //! send), [`measure`] (what is read before and after) and [`report`] (what is printed).
 
+mod bare;
+mod c2d;
 mod catchup;
 mod cpu;
 mod fleet;
+mod https;
 mod hub;
 mod idle;
 mod ingest;
@@ -35,7 +38,7 @@ use crate::report::{Report, Run};
 #[command(name = "forebay-bench", version)]
 struct Cli {
     #[command(subcommand)]
-    scenario: Scenario,
+    action: Action,
     #[command(flatten)]
     common: Common,
 }
@@ -56,6 +59,15 @@ struct Common {
 }
 
 #[derive(Debug, Subcommand)]
+enum Action {
+    #[command(flatten)]
+    Measure(Scenario),
+    /// The server that `https` measures beside the hub
+    #[command(hide = true)]
+    BareHttps(bare::BareArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum Scenario {
     /// Devices send as fast as acknowledgements allow, or each at a set rate
     Ingest(ingest::IngestArgs),
@@ -67,6 +79,10 @@ enum Scenario {
     Idle(idle::IdleArgs),
     /// All sessions are lost at once and come back: handshakes a second and their cost
     Storm(storm::StormArgs),
+    /// Devices post over HTTPS, one message a request, beside a bare server of the same stack
+    Https(https::HttpsArgs),
+    /// Messages are queued for devices that are offline: rate, cost, memory of full queues
+    C2d(c2d::C2dArgs),
 }
 
 impl Scenario {
@@ -77,6 +93,8 @@ impl Scenario {
             Self::Catchup(_) => "catchup",
             Self::Idle(_) => "idle",
             Self::Storm(_) => "storm",
+            Self::Https(_) => "https",
+            Self::C2d(_) => "c2d",
         }
     }
 
@@ -87,6 +105,8 @@ impl Scenario {
             Self::Catchup(args) => serde_json::to_value(args),
             Self::Idle(args) => serde_json::to_value(args),
             Self::Storm(args) => serde_json::to_value(args),
+            Self::Https(args) => serde_json::to_value(args),
+            Self::C2d(args) => serde_json::to_value(args),
         };
         json.expect("arguments are numbers and texts")
     }
@@ -98,6 +118,8 @@ impl Scenario {
             Self::Catchup(args) => args.run(hub).await,
             Self::Idle(args) => args.run(hub).await,
             Self::Storm(args) => args.run(hub).await,
+            Self::Https(args) => args.run(hub).await,
+            Self::C2d(args) => args.run(hub).await,
         }
     }
 }
@@ -113,6 +135,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
+    let scenario = match &cli.action {
+        Action::Measure(scenario) => scenario,
+        Action::BareHttps(args) => return args.serve(),
+    };
     // One thread: what the client takes from the server's cores is then known and small.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -120,7 +146,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         .context("the runtime")?;
     let report = runtime.block_on(async {
         tokio::select! {
-            report = measure_all(cli) => report,
+            report = measure_all(&cli.common, scenario) => report,
             // Leaving through here stops a started hub and removes its folder.
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
         }
@@ -138,19 +164,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure_all(cli: &Cli) -> anyhow::Result<Report> {
+async fn measure_all(common: &Common, scenario: &Scenario) -> anyhow::Result<Report> {
     let mut report = None;
-    for _ in 0..cli.common.runs {
-        let mut hub = Hub::open(&cli.common.hub).await?;
+    for _ in 0..common.runs {
+        let mut hub = Hub::open(&common.hub).await?;
         let report = report.get_or_insert_with(|| {
-            Report::new(
-                cli.scenario.name(),
-                cli.scenario.parameters(),
-                hub.durability(),
-                hub.settings(),
-            )
+            Report::new(scenario.name(), scenario.parameters(), hub.durability(), hub.settings())
         });
-        report.add(cli.scenario.run(&mut hub).await?);
+        report.add(scenario.run(&mut hub).await?);
         hub.close().await?;
     }
     Ok(report.expect("there is at least one run"))

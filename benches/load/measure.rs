@@ -31,9 +31,17 @@ impl Mark {
     /// # Errors
     /// The hub is gone.
     pub fn now(hub: &Hub) -> anyhow::Result<Self> {
+        Self::of(hub.pid())
+    }
+
+    /// With another process as the server.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(server: u32) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
-            server: Usage::of(hub.pid())?,
+            server: Usage::of(server)?,
             client: Usage::of(std::process::id())?,
         })
     }

@@ -21,7 +21,7 @@ use super::backoff::{Backoff, BackoffConfig};
 use super::buffer::{Buffer, BufferConfig, BufferError, BufferSync, Stored, Unacknowledged, WhenFull};
 use super::credential::Credential;
 use super::endpoint::{ClientEndpoint, HubAddress};
-use super::{AGENT, ClientError, WELCOME_TIMEOUT};
+use super::{AGENT, ClientError, WELCOME_TIMEOUT, silence};
 use crate::model::{DeviceId, Epoch, Message};
 use crate::wire::batch::BatchBuilder;
 use crate::wire::close::CloseCode;
@@ -35,12 +35,6 @@ const DROPPED_RANGES_MAX: usize = 1024;
 /// Frames that wait are collected up to about this size and written at once: small batches would cost a wake-up of the
 /// connection each.
 const WRITE_BYTES: usize = 64 << 10;
-
-/// See `silence`. A hub that was killed answers with a stateless reset once it is back, but only when it is asked: QUIC
-/// doubles the time between its probes, so a client whose probes fell into the time without a hub would hold on to the
-/// dead connection for many seconds, at worst for its whole idle timeout.
-const SILENCE: Duration = Duration::from_secs(4);
-const SILENCE_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How a device connects and what it keeps.
 #[derive(Clone, Debug)]
@@ -504,7 +498,7 @@ impl Driver {
         let ended = tokio::select! {
             ended = self.write_batches(&mut send, &welcome, next) => ended,
             ended = self.read_answers(&mut recv, &mut decoder) => ended,
-            () = silence(&connection) => {
+            () = silence::falls(&connection) => {
                 connection.close(VarInt::from_u32(0), b"");
                 return Err(ClientError::Unreachable("the hub answers nothing".into()).into());
             }
@@ -707,32 +701,6 @@ pub(super) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> 
         match recv.read_chunk(1 << 20, true).await {
             Ok(Some(chunk)) => decoder.feed(chunk.bytes),
             Ok(None) | Err(_) => return Err(None),
-        }
-    }
-}
-
-/// Completes when a packet went out and for `SILENCE` after none came in: a hub that lives acknowledges packets even while
-/// it withholds the acknowledgements of messages.
-async fn silence(connection: &quinn::Connection) {
-    let datagrams = || {
-        let stats = connection.stats();
-        (stats.udp_rx.datagrams, stats.udp_tx.datagrams)
-    };
-    let (mut received, mut sent) = datagrams();
-    let mut unanswered_since = None;
-    loop {
-        tokio::time::sleep(SILENCE_CHECKED_EVERY).await;
-        let now = Instant::now();
-        let (received_now, sent_now) = datagrams();
-        if received_now != received {
-            unanswered_since = None;
-            (received, sent) = (received_now, sent_now);
-        } else if sent_now != sent {
-            // What went out in the interval may have gone at its end.
-            let since = *unanswered_since.get_or_insert(now);
-            if now.duration_since(since) >= SILENCE {
-                return;
-            }
         }
     }
 }

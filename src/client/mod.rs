@@ -48,6 +48,7 @@ pub mod credential;
 pub mod device;
 pub mod endpoint;
 pub mod service;
+mod silence;
 pub mod tls;
 
 use std::time::Duration;

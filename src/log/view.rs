@@ -183,9 +183,19 @@ impl<S: Storage> PartitionView<S> {
         self.poison().is_some()
     }
 
+    /// What closed the partition, if anything did.
+    pub fn closed_by(&self) -> Option<String> {
+        self.poison().map(ToString::to_string)
+    }
+
     /// The error that closed the partition.
     pub(super) fn poison(&self) -> Option<&Arc<io::Error>> {
         self.poison.get()
+    }
+
+    /// Closes the partition to writing because something that stands on its log cannot be had. What is readable stays so.
+    pub fn close_after(&self, error: io::Error) {
+        self.poison_with(error);
     }
 
     /// Closes the partition until the next recovery; the first error stays.

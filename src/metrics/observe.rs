@@ -142,6 +142,14 @@ pub struct DiskFacts {
     pub readiness: Arc<Readiness>,
 }
 
+impl DiskFacts {
+    /// A partition stores nothing until the hub is started again.
+    pub fn closed(&self, partition: PartitionId, reason: &str) {
+        self.metrics.partition(partition).set_poisoned(true);
+        self.readiness.block(&format!("partition {partition}"), reason);
+    }
+}
+
 impl SyncObserver for DiskFacts {
     fn synced(&self, event: Synced) {
         self.metrics.synced(event.elapsed);
@@ -149,9 +157,7 @@ impl SyncObserver for DiskFacts {
 
     fn failed(&self, partition: PartitionId, error: &SyncError) {
         self.metrics.sync_failed();
-        self.metrics.partition(partition).set_poisoned(true);
-        self.readiness
-            .block(&format!("partition {partition}"), error.to_string());
+        self.closed(partition, &error.to_string());
     }
 }
 

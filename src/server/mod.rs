@@ -35,7 +35,7 @@ use crate::log::{self, Appender, DiskStorage, Log};
 use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
-use crate::model::{PolicyName, UtcMillis};
+use crate::model::{PolicyName, SequenceNumber, UtcMillis};
 use crate::service::rest::Rest;
 use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
@@ -270,6 +270,11 @@ impl Server {
             metrics: metrics.clone(),
             readiness: readiness.clone(),
         };
+        for partition in router.partitions() {
+            if let Some(error) = partition.view.closed_by() {
+                disk.closed(partition.view.partition(), &error);
+            }
+        }
         let keeper = Keeper::start(router.clone(), clock.clone(), disk.clone())?;
         let syncer = match settings.durability {
             Durability::Sync | Durability::Interval(_) => Some(Syncer::start(
@@ -462,7 +467,8 @@ fn set_owner_key(policies: &Policies, key: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Rebuilds every partition's duplicate filter, in parallel.
+/// Rebuilds every partition's duplicate filter, in parallel. A partition whose log cannot give it is closed: its consumers
+/// read on, its devices are refused, and the others serve.
 fn replay_filters(
     persisted: &PersistedFilter,
     appenders: Vec<Appender<DiskStorage>>,
@@ -473,8 +479,18 @@ fn replay_filters(
             .map(|appender| {
                 scope.spawn(move || -> anyhow::Result<OwnedPartition> {
                     let view = appender.view().clone();
-                    let (filter, covered) = recovery::rebuild(&view, persisted)
-                        .with_context(|| format!("duplicate filter of partition {}", view.partition()))?;
+                    let (filter, covered) = match recovery::rebuild(&view, persisted) {
+                        Ok(rebuilt) => rebuilt,
+                        Err(error) if error.is_of_partition() => {
+                            tracing::error!(partition = %view.partition(), %error, "no duplicate filter: the partition is closed");
+                            view.close_after(std::io::Error::other(error));
+                            // Nothing is covered: retention leaves what a repaired log will be asked for.
+                            (DuplicateFilter::default(), SequenceNumber(0))
+                        }
+                        Err(error) => {
+                            return Err(error).with_context(|| format!("duplicate filter of partition {}", view.partition()));
+                        }
+                    };
                     let partition = Arc::new(Partition::new(view, covered));
                     Ok((appender, partition, filter))
                 })

@@ -11,7 +11,7 @@ use crate::wire::stamp::Stamp;
 
 const READ_BYTES: usize = 4 << 20;
 
-/// Why the filter could not be rebuilt; the hub must not start, since it could store messages twice.
+/// Why the filter could not be rebuilt. The partition must stay closed, since it could store messages twice.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     #[error(transparent)]
@@ -22,6 +22,16 @@ pub enum ReplayError {
     State(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("record {0} carries no valid stamp")]
     Stamp(SequenceNumber),
+}
+
+impl ReplayError {
+    /// Whether only this partition's log is at fault; otherwise it is the store, which all need.
+    pub fn is_of_partition(&self) -> bool {
+        match self {
+            Self::Seek(_) | Self::Read(_) | Self::Stamp(_) => true,
+            Self::State(_) => false,
+        }
+    }
 }
 
 /// Reads the filter of a partition from the store and the log; also up to where the store covers the log.

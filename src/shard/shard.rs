@@ -147,9 +147,11 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         }
     }
 
-    /// Gives the shard a partition, with the duplicate filter rebuilt for what the store does not cover.
+    /// Gives the shard a partition, with the duplicate filter rebuilt for what the store does not cover; one whose view
+    /// is closed already refuses all.
     pub fn adopt(&mut self, appender: Appender<S>, shared: Arc<Partition<S>>, filter: DuplicateFilter) {
         let id = appender.view().partition();
+        let is_poisoned = appender.view().is_poisoned();
         self.slots.insert(id, self.owned.len());
         self.owned.push(Owned {
             id,
@@ -161,7 +163,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             snapshot: SnapshotState::Idle,
             unsaved_records: 0,
             is_written: false,
-            is_poisoned: false,
+            is_poisoned,
         });
     }
 

@@ -1,11 +1,15 @@
 //! The store on disk: one redb file, one writer thread, many batches a durable transaction.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
+};
 
 use super::batch::{self, Expected, Transaction, WriteBatch, prefix_end};
 use super::{Done, Entry, Scan, State, StateError, Table};
@@ -35,11 +39,52 @@ impl Default for RedbConfig {
 /// Bytes after which a transaction takes no further batch: bounds what one commit holds in memory.
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
+type Key = &'static [u8];
+type Value = &'static [u8];
+const TABLES: usize = Table::ALL.len();
+const _: () = {
+    let mut index = 0;
+    while index < TABLES {
+        assert!(
+            Table::ALL[index] as usize == index,
+            "tables are kept by their place in ALL"
+        );
+        index += 1;
+    }
+};
+
 /// The store in a file. Dropping it commits what is queued, then closes the file.
 pub struct RedbState {
-    database: Arc<Database>,
+    /// What the last commit left: looked at by every reader, replaced before a commit is answered.
+    view: Arc<ArcSwap<View>>,
     queue: Option<Sender<Queued>>,
     writer: Option<JoinHandle<()>>,
+    // Last: the file is closed when nobody looks at it any more.
+    _database: Arc<Database>,
+}
+
+/// One state of the store, with the tables that were looked at so far: opening one costs more than a read.
+struct View {
+    transaction: ReadTransaction,
+    tables: [OnceLock<ReadOnlyTable<Key, Value>>; TABLES],
+}
+
+impl View {
+    fn latest(database: &Database) -> Result<Self, StateError> {
+        Ok(Self {
+            transaction: database.begin_read().map_err(failed)?,
+            tables: [const { OnceLock::new() }; TABLES],
+        })
+    }
+
+    fn table(&self, table: Table) -> Result<&ReadOnlyTable<Key, Value>, StateError> {
+        let slot = &self.tables[table as usize];
+        if let Some(open) = slot.get() {
+            return Ok(open);
+        }
+        let open = self.transaction.open_table(definition(table)).map_err(failed)?;
+        Ok(slot.get_or_init(|| open))
+    }
 }
 
 struct Queued {
@@ -66,8 +111,10 @@ impl RedbState {
         }
         transaction.commit().map_err(failed)?;
         let (sender, receiver) = channel::bounded(config.queue_batches_max.max(1));
+        let view = Arc::new(ArcSwap::from_pointee(View::latest(&database)?));
         let writer = Writer {
-            database: Arc::clone(&database),
+            database: database.clone(),
+            view: view.clone(),
             group_batches_max: config.group_batches_max.max(1),
             poisoned: None,
         };
@@ -76,18 +123,18 @@ impl RedbState {
             .spawn(move || writer.run(&receiver))
             .map_err(failed)?;
         Ok(Self {
-            database,
+            view,
             queue: Some(sender),
             writer: Some(thread),
+            _database: database,
         })
     }
 }
 
 impl State for RedbState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(definition(table)).map_err(failed)?;
-        let value = table.get(key).map_err(failed)?;
+        let view = self.view.load();
+        let value = view.table(table)?.get(key).map_err(failed)?;
         Ok(value.map(|value| value.value().to_vec()))
     }
 
@@ -95,8 +142,9 @@ impl State for RedbState {
         let Some((start, end)) = scan.bounds() else {
             return Ok(Vec::new());
         };
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(definition(table)).map_err(failed)?;
+        // A scan may take long; the view outlives the commits that it passes by.
+        let view = self.view.load_full();
+        let table = view.table(table)?;
         let range = (
             start.as_ref().map(|key| key.as_slice()),
             end.as_ref().map(|key| key.as_slice()),
@@ -134,6 +182,7 @@ impl Drop for RedbState {
 
 struct Writer {
     database: Arc<Database>,
+    view: Arc<ArcSwap<View>>,
     group_batches_max: usize,
     /// Set by the first failure, answered to every batch from then on.
     poisoned: Option<StateError>,
@@ -157,7 +206,7 @@ impl Writer {
     fn write(&mut self, group: Vec<Queued>) {
         let outcome = match &self.poisoned {
             Some(error) => Err(error.clone()),
-            None => write_group(&self.database, &group),
+            None => self.commit(&group),
         };
         match outcome {
             Ok(answers) => {
@@ -173,17 +222,21 @@ impl Writer {
             }
         }
     }
-}
 
-/// One durable transaction for the whole group; the answer of each batch, or the failure of all.
-fn write_group(database: &Database, group: &[Queued]) -> Result<Vec<Result<(), StateError>>, StateError> {
-    let mut transaction = RedbTransaction(begin(database)?);
-    let mut answers = Vec::with_capacity(group.len());
-    for queued in group {
-        answers.push(batch::apply(&mut transaction, &queued.batch).map_err(failed)?);
+    /// One durable transaction for the whole group; the answer of each batch, or the failure of all.
+    fn commit(&self, group: &[Queued]) -> Result<Vec<Result<(), StateError>>, StateError> {
+        let transaction = begin(&self.database)?;
+        let mut answers = Vec::with_capacity(group.len());
+        let mut open = OpenTables::new(&transaction);
+        for queued in group {
+            answers.push(batch::apply(&mut open, &queued.batch).map_err(failed)?);
+        }
+        drop(open);
+        transaction.commit().map_err(failed)?;
+        // Whoever hears of the commit reads what it wrote.
+        self.view.store(Arc::new(View::latest(&self.database)?));
+        Ok(answers)
     }
-    transaction.0.commit().map_err(failed)?;
-    Ok(answers)
 }
 
 fn begin(database: &Database) -> Result<WriteTransaction, StateError> {
@@ -194,14 +247,34 @@ fn begin(database: &Database) -> Result<WriteTransaction, StateError> {
     Ok(transaction)
 }
 
-struct RedbTransaction(WriteTransaction);
+/// A transaction's tables, each opened once.
+struct OpenTables<'t> {
+    transaction: &'t WriteTransaction,
+    tables: [Option<redb::Table<'t, Key, Value>>; TABLES],
+}
 
-impl Transaction for RedbTransaction {
+impl<'t> OpenTables<'t> {
+    fn new(transaction: &'t WriteTransaction) -> Self {
+        Self {
+            transaction,
+            tables: [const { None }; TABLES],
+        }
+    }
+
+    fn table(&mut self, table: Table) -> Result<&mut redb::Table<'t, Key, Value>, redb::Error> {
+        let slot = &mut self.tables[table as usize];
+        if slot.is_none() {
+            *slot = Some(self.transaction.open_table(definition(table))?);
+        }
+        Ok(slot.as_mut().expect("opened above"))
+    }
+}
+
+impl Transaction for OpenTables<'_> {
     type Error = redb::Error;
 
     fn holds(&mut self, table: Table, key: &[u8], expected: &Expected) -> Result<bool, redb::Error> {
-        let table = self.0.open_table(definition(table))?;
-        let value = table.get(key)?;
+        let value = self.table(table)?.get(key)?;
         Ok(match (expected, value) {
             (Expected::Absent, found) => found.is_none(),
             (Expected::Present, found) => found.is_some(),
@@ -211,17 +284,17 @@ impl Transaction for RedbTransaction {
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), redb::Error> {
-        self.0.open_table(definition(table))?.insert(key, value)?;
+        self.table(table)?.insert(key, value)?;
         Ok(())
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), redb::Error> {
-        self.0.open_table(definition(table))?.remove(key)?;
+        self.table(table)?.remove(key)?;
         Ok(())
     }
 
     fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), redb::Error> {
-        let mut table = self.0.open_table(definition(table))?;
+        let table = self.table(table)?;
         match prefix_end(prefix) {
             Some(end) => table.retain_in::<&[u8], _>(prefix..end.as_slice(), |_, _| false)?,
             None => table.retain_in::<&[u8], _>(prefix.., |_, _| false)?,
@@ -230,7 +303,7 @@ impl Transaction for RedbTransaction {
     }
 }
 
-fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+fn definition(table: Table) -> TableDefinition<'static, Key, Value> {
     TableDefinition::new(table.name())
 }
 

@@ -199,26 +199,28 @@ pub trait Control: Sized {
     fn from_body(body: &[u8]) -> Result<Self, ControlError>;
 }
 
+/// Makes structs the bodies of the frame kinds of their names.
 macro_rules! control {
     ($($name:ident),*) => {$(
         impl Control for $name {
             const KIND: Kind = Kind::$name;
 
             fn to_frame(&self) -> Vec<u8> {
-                let body = rkyv::to_bytes::<Failure>(self).expect("a control frame fits in memory");
-                [&frame::header(Self::KIND, 0, body.len())[..], &body].concat()
+                let body = rkyv::to_bytes::<rkyv::rancor::Failure>(self).expect("a control frame fits in memory");
+                [&$crate::wire::frame::header(Self::KIND, 0, body.len())[..], &body].concat()
             }
 
             fn from_body(body: &[u8]) -> Result<Self, ControlError> {
-                read::<rkyv::Archived<Self>>(body)
-                    .and_then(|archived| rkyv::deserialize::<Self, Failure>(archived).ok())
+                $crate::wire::control::read::<rkyv::Archived<Self>>(body)
+                    .and_then(|archived| rkyv::deserialize::<Self, rkyv::rancor::Failure>(archived).ok())
                     .ok_or(ControlError { kind: Self::KIND })
             }
         }
     )*};
 }
+pub(super) use control;
 
-fn read<T>(body: &[u8]) -> Option<&T>
+pub(super) fn read<T>(body: &[u8]) -> Option<&T>
 where
     T: Portable + for<'a> CheckBytes<LowValidator<'a, Failure>>,
 {

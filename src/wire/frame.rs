@@ -45,10 +45,38 @@ pub enum Kind {
     Request = 0x30,
     /// Hub: its answer.
     Response = 0x31,
+    /// Hub: a device's stream is in force; the bodies from here on are in [`super::device`].
+    Ready = 0x3f,
+    /// Device: opens the stream of messages to it.
+    CommandsOpen = 0x40,
+    /// Hub: a locked message.
+    Command = 0x41,
+    /// Device: ends its lock.
+    Settle = 0x42,
+    /// Hub: the settlement is durable, or refused.
+    Settled = 0x43,
+    /// Device: opens the stream of its twin.
+    TwinOpen = 0x48,
+    /// Hub: the desired properties changed.
+    Desired = 0x49,
+    /// Device: asks for its twin.
+    TwinGet = 0x4a,
+    /// Hub: the twin.
+    TwinDocument = 0x4b,
+    /// Device: changes its reported properties.
+    Report = 0x4c,
+    /// Hub: the change is durable, or refused.
+    Reported = 0x4d,
+    /// Device: opens the stream of direct methods.
+    MethodsOpen = 0x50,
+    /// Hub: a method is called.
+    Invoke = 0x51,
+    /// Device: its result.
+    Answer = 0x52,
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 31] = [
         Self::Hello,
         Self::Welcome,
         Self::Goodbye,
@@ -66,6 +94,20 @@ impl Kind {
         Self::Failed,
         Self::Request,
         Self::Response,
+        Self::Ready,
+        Self::CommandsOpen,
+        Self::Command,
+        Self::Settle,
+        Self::Settled,
+        Self::TwinOpen,
+        Self::Desired,
+        Self::TwinGet,
+        Self::TwinDocument,
+        Self::Report,
+        Self::Reported,
+        Self::MethodsOpen,
+        Self::Invoke,
+        Self::Answer,
     ];
 
     fn from_number(number: u8) -> Option<Self> {

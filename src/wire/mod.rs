@@ -10,7 +10,8 @@
 //!
 //! A connection (ALPN [`ALPN`]) starts with one bidirectional stream that the client opens: `Hello` and `Welcome`, then
 //! for a device `Append` against cumulative `Ack`. A service opens further streams: one per cursor (`Subscribe`) or
-//! management request (`Request`). Acknowledgements are cumulative: an `Ack` covers all sequences before it.
+//! management request (`Request`). A device opens further streams too: one for messages to it (`CommandsOpen`), one for its
+//! twin (`TwinOpen`), one for direct methods (`MethodsOpen`); see [`device`]. Acknowledgements are cumulative: an `Ack` covers all sequences before it.
 //!
 //! Versions: the hello names the range of frame versions a client speaks, the hub answers with the one in use; a frame
 //! of any other version or of an unknown kind ends the connection with `close::CloseCode::UnsupportedVersion` and a
@@ -22,6 +23,7 @@
 pub mod batch;
 pub mod close;
 pub mod control;
+pub mod device;
 pub mod frame;
 pub mod hint;
 pub mod message;

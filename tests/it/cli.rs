@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Stdio};
 
+use forebay::model::{DeviceId, PartitionId};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -336,6 +337,59 @@ fn the_log_tools_show_what_is_stored_and_where_it_is_damaged() {
     assert!(
         found.stdout.contains(&format!("{active} at position 4096: ")),
         "{found:?}"
+    );
+}
+
+#[test]
+fn a_partition_that_cannot_be_replayed_is_closed_and_the_others_serve() {
+    let mut hub = Hub::start(&["--set", "log.segment_bytes=1MiB"]);
+    hub.run(&["device", "create", "dev-1"]).expect_success();
+    let sent: Vec<String> = (0..3000).map(|n| format!("{n} {}", "x".repeat(500))).collect();
+    hub.run_with_input(&["send", "dev-1", "--lines"], lines(&sent).as_bytes())
+        .expect_success();
+    assert_eq!(hub.sigterm().code(), Some(0));
+    let partition = used_partition(&hub);
+    damage(&hub, &partition, 0, 4096 + 300);
+    // Without the store nothing is covered: the duplicate filter must be read from the whole log.
+    fs::remove_file(hub.data().join("state.redb")).unwrap();
+    hub.restart();
+
+    let (status, body) = hub.get("/readyz");
+    let closed = format!("partition {}", partition["partition"]);
+    assert_eq!(status, 503);
+    assert!(body.contains(&closed), "{body}");
+    let refusing = "forebay_log_refusing_partitions{cause=\"poisoned\"} 1";
+    assert!(hub.metrics().contains(refusing), "{}", hub.metrics());
+    let partition_of = |id: &str| PartitionId::of_hash(DeviceId::new(id).unwrap().hash64(), 4).0;
+    let number = partition["partition"].as_u64().unwrap() as u16;
+    assert_eq!(partition_of("dev-1"), number);
+    let other = (2..)
+        .map(|n| format!("dev-{n}"))
+        .find(|id| partition_of(id) != number)
+        .unwrap();
+    for id in ["dev-1", &other] {
+        hub.run(&["device", "create", id]).expect_success();
+    }
+    hub.run(&["send", &other, "hello"]).expect_success();
+    let refused = hub.run(&["send", "dev-1", "hello"]).expect_failure();
+    assert!(refused.contains("no connection"), "{refused}");
+    // What lies behind the damage can still be read.
+    let text = number.to_string();
+    let tail = [
+        "tail",
+        "--partition",
+        &text,
+        "--from",
+        "sequence:2999",
+        "--count",
+        "1",
+        "--json",
+    ];
+    assert_eq!(bodies(&hub.run(&tail).expect_success()), sent[2999..]);
+    assert_eq!(
+        hub.sigterm().code(),
+        Some(0),
+        "a closed partition does not hold up a stop"
     );
 }
 

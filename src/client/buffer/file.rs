@@ -83,14 +83,14 @@ impl Directory {
         let new = self.path.join("state.new");
         let mut file = File::create(&new)?;
         file.write_all(&bytes)?;
-        file.sync_all()?;
+        force(&file)?;
         fs::rename(&new, self.path.join("state"))?;
         self.sync()
     }
 
     /// Makes created, renamed and removed names durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        force(&File::open(&self.path)?)
     }
 
     /// Segment ids in order.
@@ -134,7 +134,7 @@ impl Directory {
     /// Syncs a sealed segment; one that was acknowledged and removed meanwhile needs none.
     pub(super) fn sync_segment(&self, id: u64) -> io::Result<()> {
         match File::open(self.segment_path(id)) {
-            Ok(file) => file.sync_data(),
+            Ok(file) => force(&file),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -165,8 +165,17 @@ impl SegmentFile {
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        force(&self.file)
     }
+}
+
+/// The only way to the disk: content, and a size that changed.
+fn force(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    super::power::force(file)?;
+    #[cfg(not(test))]
+    file.sync_data()?;
+    Ok(())
 }
 
 fn head(magic: u32, epoch: Epoch) -> Vec<u8> {

@@ -40,6 +40,8 @@
 mod chunk;
 mod file;
 #[cfg(test)]
+mod power;
+#[cfg(test)]
 mod tests;
 
 use std::cell::{Cell, RefCell};

@@ -446,6 +446,135 @@ proptest! {
     }
 }
 
+#[derive(Clone, Debug)]
+enum PowerStep {
+    Push(u16),
+    Acknowledge(Index),
+    /// The interval of `BufferSync::Every` has passed.
+    Due,
+    Sync,
+    Epoch,
+    Cut,
+    /// A force fails after this many more, then the power goes.
+    Fail(u8),
+}
+
+fn power_step() -> impl Strategy<Value = PowerStep> {
+    prop_oneof![
+        12 => (0u16..30_000).prop_map(PowerStep::Push),
+        3 => any::<Index>().prop_map(PowerStep::Acknowledge),
+        2 => Just(PowerStep::Due),
+        1 => Just(PowerStep::Sync),
+        1 => Just(PowerStep::Epoch),
+        2 => Just(PowerStep::Cut),
+        2 => (0u8..4).prop_map(PowerStep::Fail),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// The power may go at any moment: what the policy calls safe is there, nothing is there that was not pushed, no
+    /// number is given out twice, and the epoch that was sent in is never forgotten.
+    #[test]
+    fn what_was_forced_survives_power_loss(
+        policy in prop_oneof![
+            Just(BufferSync::Never),
+            Just(BufferSync::Every(Duration::from_secs(1))),
+            Just(BufferSync::EachPush)
+        ],
+        steps in prop::collection::vec(power_step(), 1..60),
+    ) {
+        let mut scratch = Scratch::new();
+        power::begin(&scratch.0);
+        let open = |directory: &Path| {
+            let mut options = config(Some(directory), 1 << 20, WhenFull::Refuse);
+            options.sync = policy;
+            Buffer::open(options).unwrap()
+        };
+        let mut buffer = open(&scratch.0);
+        let (mut now, mut epoch) = (Instant::now(), 0);
+        let (mut pushed, mut safe_up_to, mut acknowledged): (Vec<(u64, Vec<u8>)>, u64, u64) = Default::default();
+        let mut highest = 0;
+        for step in steps {
+            let mut is_cut = false;
+            match step {
+                PowerStep::Push(bytes) => match buffer.push(&vec![highest as u8; usize::from(bytes)]) {
+                    Ok(Pushed { sequence, .. }) => {
+                        prop_assert!(sequence > highest, "{sequence} after {highest}");
+                        pushed.push((sequence, vec![highest as u8; usize::from(bytes)]));
+                        highest = sequence;
+                        if policy == BufferSync::EachPush {
+                            safe_up_to = highest;
+                        }
+                    }
+                    Err(BufferError::Full) => {}
+                    Err(error) => panic!("{error}"),
+                },
+                PowerStep::Acknowledge(index) => {
+                    if let Some((up_to, _)) = (!pushed.is_empty()).then(|| index.get(&pushed)) {
+                        acknowledged = acknowledged.max(*up_to);
+                        buffer.acknowledge(*up_to);
+                    }
+                }
+                PowerStep::Due => {
+                    now += Duration::from_secs(1);
+                    let is_due = buffer.poll_timeout(now).is_some();
+                    buffer.handle_timeout(now).unwrap();
+                    if is_due {
+                        safe_up_to = highest;
+                    }
+                }
+                PowerStep::Sync => {
+                    buffer.sync().unwrap();
+                    safe_up_to = highest;
+                }
+                PowerStep::Epoch => {
+                    epoch += 1;
+                    buffer.set_epoch(Epoch(epoch), Unacknowledged::Keep).unwrap();
+                }
+                PowerStep::Cut => is_cut = true,
+                PowerStep::Fail(after) => {
+                    power::fail_after(u32::from(after));
+                    // A message that was refused may be there or not; it was not promised. Its number is used up.
+                    while let Ok(Pushed { sequence, .. }) = buffer.push(&[7; 100]) {
+                        pushed.push((sequence, vec![7; 100]));
+                        highest = sequence;
+                        if policy == BufferSync::EachPush || buffer.sync().is_ok() {
+                            safe_up_to = highest;
+                        } else {
+                            prop_assert!(matches!(buffer.push(b"x"), Err(BufferError::Poisoned)));
+                        }
+                    }
+                    is_cut = true;
+                }
+            }
+            if is_cut {
+                kill(buffer);
+                let left = Scratch::new();
+                power::cut(&left.0);
+                power::begin(&left.0);
+                scratch = left;
+                buffer = open(&scratch.0);
+                prop_assert_eq!(buffer.epoch(), Epoch(epoch));
+                let found = contents(&buffer);
+                for (sequence, message) in &found {
+                    let refused = [7; 100];
+                    let wanted = pushed.iter().find(|(n, _)| n == sequence).map_or(&refused[..], |(_, m)| m);
+                    prop_assert!(message == wanted, "message {sequence} is another");
+                }
+                for (sequence, _) in pushed.iter().filter(|(n, _)| *n > acknowledged && *n <= safe_up_to) {
+                    prop_assert!(found.iter().any(|(n, _)| n == sequence), "message {sequence} is lost");
+                }
+                highest = highest.max(found.last().map_or(0, |(n, _)| *n));
+                safe_up_to = highest;
+                pushed = found;
+                buffer.acknowledge(acknowledged);
+            }
+        }
+    }
+}
+
 /// Damages the last file and says up to which sequence number the messages must survive.
 fn hurt(directory: &Path, damage: &Damage, pushed: &[(u64, Vec<u8>)]) -> u64 {
     let (Some(path), Some(index)) = (

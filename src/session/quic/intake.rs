@@ -117,19 +117,7 @@ impl Intake {
                 }
                 Kind::Renew => return Ok(Some(Said::Renew(Renew::from_body(&body)?))),
                 Kind::Goodbye => return Ok(Some(Said::Goodbye)),
-                Kind::Hello
-                | Kind::Welcome
-                | Kind::Renewed
-                | Kind::Ack
-                | Kind::Subscribe
-                | Kind::Subscribed
-                | Kind::Deliver
-                | Kind::Credit
-                | Kind::Checkpoint
-                | Kind::CheckpointStored
-                | Kind::Failed
-                | Kind::Request
-                | Kind::Response => return Err(IntakeError::Unexpected(kind)),
+                kind => return Err(IntakeError::Unexpected(kind)),
             }
         }
         Ok(None)

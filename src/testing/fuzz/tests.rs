@@ -76,6 +76,20 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
                 "failed",
                 "request",
                 "response",
+                "ready",
+                "commands-open",
+                "command",
+                "settle",
+                "settled",
+                "twin-open",
+                "desired",
+                "twin-get",
+                "twin-document",
+                "report",
+                "reported",
+                "methods-open",
+                "invoke",
+                "answer",
             ];
             let frames = (0u8..).zip(names);
             frames

@@ -7,6 +7,7 @@ use crate::wire::control::{
     Ack, CONTROL_BYTES_MAX, Checkpoint, CheckpointStored, Control, Credit, Failed, Goodbye, Hello, Renew, Renewed,
     Request, Response, Subscribe, Subscribed, Welcome,
 };
+use crate::wire::device;
 use crate::wire::frame::{Decoder, HEADER_BYTES};
 use crate::wire::plain as plain_encoding;
 use crate::wire::stamp::{Stamp, StampTemplate};
@@ -103,7 +104,7 @@ pub(super) fn plain(input: &[u8]) {
 
 /// The first byte chooses the frame.
 pub(super) fn control(input: &[u8]) {
-    const CHECKS: [fn(&[u8]); 14] = [
+    const CHECKS: [fn(&[u8]); 28] = [
         check::<Hello>,
         check::<Welcome>,
         check::<Goodbye>,
@@ -118,6 +119,20 @@ pub(super) fn control(input: &[u8]) {
         check::<Failed>,
         check::<Request>,
         check::<Response>,
+        check::<device::Ready>,
+        check::<device::CommandsOpen>,
+        check::<device::Command>,
+        check::<device::Settle>,
+        check::<device::Settled>,
+        check::<device::TwinOpen>,
+        check::<device::Desired>,
+        check::<device::TwinGet>,
+        check::<device::TwinDocument>,
+        check::<device::Report>,
+        check::<device::Reported>,
+        check::<device::MethodsOpen>,
+        check::<device::Invoke>,
+        check::<device::Answer>,
     ];
     if let Some((&which, body)) = input.split_first() {
         CHECKS[usize::from(which) % CHECKS.len()](body);
