@@ -17,6 +17,7 @@ pub mod answer;
 pub mod call;
 pub mod config;
 pub mod observer;
+pub mod openapi;
 pub mod route;
 pub mod serve;
 

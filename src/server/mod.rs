@@ -9,6 +9,7 @@
 //! only unacknowledged work.
 
 pub mod demo;
+mod openapi;
 mod resumption;
 mod sweeper;
 mod throttles;
@@ -352,6 +353,7 @@ impl Server {
             OpsState {
                 metrics: metrics.clone(),
                 readiness: readiness.clone(),
+                openapi: openapi::all_routes().to_string().into(),
             },
         )?;
         let ops_handle = ops.handle();

@@ -106,7 +106,7 @@ impl Door {
         StreamOwned::new(ClientConnection::new(self.tls.clone(), name).unwrap(), stream)
     }
 
-    fn owner_token(&self) -> String {
+    pub fn owner_token(&self) -> String {
         token(HOST, &self.owner.1, Some(&self.owner.0), 3600)
     }
 

@@ -8,6 +8,7 @@ mod http;
 mod hub;
 mod kill9;
 mod network;
+mod openapi;
 mod peers;
 mod sessions;
 mod throttles;

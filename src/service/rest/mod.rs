@@ -25,7 +25,7 @@ use crate::log::DiskStorage;
 use crate::shard::router::Router;
 
 // IoT Hub, HTTPS section 5.
-const ROUTES: &[Entry] = &[
+pub const ROUTES: &[Entry] = &[
     ("GET", "/devices", Route::DeviceList),
     ("POST", "/devices", Route::DeviceBulk),
     ("POST", "/devices/keys/regenerate", Route::KeysRegenerate),
@@ -134,7 +134,7 @@ impl Rest {
 }
 
 // IoT Hub, identity and security section 2.
-fn permission(route: Route) -> Permissions {
+pub fn permission(route: Route) -> Permissions {
     match route {
         Route::DeviceGet | Route::DeviceList | Route::ModuleGet | Route::ModuleList | Route::StatisticsDevices => {
             Permissions::REGISTRY_READ

@@ -19,14 +19,14 @@ use tokio::sync::oneshot;
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
-use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Throttles};
+use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Permissions, Throttles};
 use crate::log::DiskStorage;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
 use crate::wire::stamp::Origin;
 
 // IoT Hub, HTTPS section 2.
-const ROUTES: &[Entry] = &[
+pub const ROUTES: &[Entry] = &[
     ("POST", "/devices/{}/messages/events", Route::DeviceEvents),
     ("POST", "/devices/{}/modules/{}/messages/events", Route::DeviceEvents),
     ("GET", "/devices/{}/messages/devicebound", Route::CommandReceive),
@@ -40,6 +40,11 @@ const ROUTES: &[Entry] = &[
     ("POST", "/devices/{}/files/notifications", Route::DeviceFiles),
     ("POST", "/devices/{}/files/notifications/{}", Route::DeviceFiles),
 ];
+
+/// What the credential of any of the routes must allow.
+pub fn permission(_: Route) -> Permissions {
+    Permissions::DEVICE_CONNECT
+}
 
 /// The room of the device routes.
 pub struct Devices {
