@@ -20,6 +20,7 @@ pub enum Route {
     TwinGet,
     TwinPatch,
     TwinPut,
+    MethodInvoke,
     CommandReceive,
     /// Complete or reject.
     CommandSettle,
@@ -33,7 +34,7 @@ pub enum Route {
 }
 
 impl Route {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::DeviceEvents,
         Self::DeviceFiles,
         Self::DeviceGet,
@@ -51,6 +52,7 @@ impl Route {
         Self::TwinGet,
         Self::TwinPatch,
         Self::TwinPut,
+        Self::MethodInvoke,
         Self::CommandReceive,
         Self::CommandSettle,
         Self::CommandAbandon,
@@ -80,6 +82,7 @@ impl Route {
             Self::TwinGet => "twin_get",
             Self::TwinPatch => "twin_patch",
             Self::TwinPut => "twin_put",
+            Self::MethodInvoke => "method_invoke",
             Self::CommandReceive => "command_receive",
             Self::CommandSettle => "command_settle",
             Self::CommandAbandon => "command_abandon",

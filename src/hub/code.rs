@@ -25,13 +25,16 @@ impl ErrorCode {
     pub const DEVICE_QUEUE_DEPTH: Self = Self::new(403_004, "DeviceMaximumQueueDepthExceeded");
     pub const MESSAGE_EXPIRY: Self = Self::new(403_009, "InvalidMessageExpiryTime");
     pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");
+    pub const METHODS_IN_FLIGHT: Self = Self::new(403_800, "DeviceMaximumInflightMethodExceeded");
     pub const NOT_FOUND: Self = Self::new(404_000, "GenericNotFound");
     pub const DEVICE_NOT_FOUND: Self = Self::new(404_001, "DeviceNotFound");
     pub const CERTIFICATE_NOT_FOUND: Self = Self::new(404_008, "CertificateNotFound");
     pub const MODULE_NOT_FOUND: Self = Self::new(404_010, "ModuleNotFound");
+    pub const DEVICE_NOT_ONLINE: Self = Self::new(404_103, "DeviceNotOnline");
     pub const GROUP_NOT_FOUND: Self = Self::new(404_302, "GroupNotFound");
     pub const METHOD_NOT_ALLOWED: Self = Self::new(405_000, "GenericMethodNotAllowed");
     pub const CONFLICT: Self = Self::new(409_000, "GenericConflict");
+    pub const SUBSCRIPTION_CONFLICT: Self = Self::new(409_003, "CallbackSubscriptionConflict");
     pub const DEVICE_ALREADY_EXISTS: Self = Self::new(409_001, "DeviceAlreadyExists");
     pub const MODULE_ALREADY_EXISTS: Self = Self::new(409_301, "ModuleAlreadyExistsOnDevice");
     pub const PRECONDITION_FAILED: Self = Self::new(412_001, "PreconditionFailed");
@@ -44,7 +47,9 @@ impl ErrorCode {
     pub const THROTTLE_BACKLOG: Self = Self::new(429_002, "ThrottleBacklogLimitExceeded");
     pub const DEVICE_THROTTLED: Self = Self::new(429_005, "DeviceThrottlingLimitExceeded");
     pub const SERVER_ERROR: Self = Self::new(500_001, "ServerError");
+    pub const BAD_GATEWAY: Self = Self::new(502_000, "GenericBadGateway");
     pub const SERVER_BUSY: Self = Self::new(503_005, "ServerBusy");
+    pub const GATEWAY_TIMEOUT: Self = Self::new(504_101, "GatewayTimeout");
 
     const fn new(number: u32, name: &'static str) -> Self {
         Self { number, name }

@@ -45,6 +45,7 @@ use crate::shard::actor::{End, Poll, ShardActor, Stop};
 use crate::shard::filter::DuplicateFilter;
 use crate::shard::inbox::Inbox;
 use crate::shard::keeper::Keeper;
+use crate::shard::lines::Lines;
 use crate::shard::recovery;
 use crate::shard::router::{Partition, Router, shard_of};
 use crate::shard::shard::Shard;
@@ -226,6 +227,12 @@ impl Server {
         let queues = queue_settings(config);
         let outboxes = Outboxes::new(state.clone(), entropy.clone(), queues.clone(), partition_count);
         let feedbacks = Feedbacks::new(state.clone(), entropy.clone(), queues);
+        let twins = Twins::new(state.clone(), registry.clone());
+        let lines = Lines::default();
+        let told = lines.clone();
+        twins.observe(Box::new(move |changed| told.desired_changed(changed)));
+        let told = lines.clone();
+        outboxes.observe(Box::new(move |name| told.message_waits(name)));
         let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
 
         for partition in &recovered {
@@ -298,6 +305,8 @@ impl Server {
             groups: groups.clone(),
             outboxes: outboxes.clone(),
             throttles: throttles.clone(),
+            twins: twins.clone(),
+            lines: lines.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
         let door = Door::new(
@@ -327,10 +336,11 @@ impl Server {
         let rest = Rest {
             authenticator,
             registry: registry.clone(),
-            twins: Twins::new(state.clone(), registry.clone()),
+            twins,
             outboxes: outboxes.clone(),
             feedbacks: feedbacks.clone(),
             throttles: throttles.clone(),
+            lines,
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),

@@ -16,6 +16,7 @@ pub mod command;
 pub mod filter;
 pub mod inbox;
 pub mod keeper;
+pub mod lines;
 pub mod link;
 pub mod observer;
 pub mod recovery;

@@ -2,7 +2,7 @@
 //!
 //! Beside its first stream a device may open one stream for each of the three; the first frame says which. The hub's
 //! first frame on each is [`Ready`]. A second stream for the same purpose ends the first with `Failed` (409003). A fault on
-//! such a stream ends it with `Failed`; only bytes that are no frames end the session. Layout as in [`super::control`].
+//! such a stream ends it with `Failed` and leaves the session; none of them takes early data (400003). Layout as in [`super::control`].
 
 use rkyv::{Archive, Deserialize, Serialize};
 

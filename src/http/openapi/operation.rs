@@ -485,6 +485,37 @@ pub(super) fn of(route: Route) -> Option<Operation> {
             errors: UPDATE_ERRORS,
             ..plain
         },
+        Route::MethodInvoke => Operation {
+            summary: "Call a direct method",
+            description: "Waits for the device to connect and to answer, for no longer than the request says. Nothing is stored.",
+            body: Some(Body {
+                is_required: true,
+                description: "The method and its payload of at most 128 KiB.",
+                contents: &[Content::Json("MethodRequest")],
+            }),
+            answers: const {
+                &[document(
+                    "What the device answered.",
+                    Content::Json("MethodResponse"),
+                    &[],
+                )]
+            },
+            errors: &[
+                ErrorCode::FORMAT_ERROR,
+                ErrorCode::REQUEST_TIMED_OUT,
+                ErrorCode::METHODS_IN_FLIGHT,
+                ErrorCode::DEVICE_NOT_FOUND,
+                ErrorCode::MODULE_NOT_FOUND,
+                ErrorCode::DEVICE_NOT_ONLINE,
+                ErrorCode::TOO_LARGE,
+                ErrorCode::MESSAGE_TOO_LARGE,
+                ErrorCode::THROTTLED,
+                ErrorCode::THROTTLE_BACKLOG,
+                ErrorCode::BAD_GATEWAY,
+                ErrorCode::GATEWAY_TIMEOUT,
+            ],
+            ..plain
+        },
         Route::CommandPurge => Operation {
             summary: "Remove all messages to a device",
             description: "Locked ones too. Senders get the feedback they asked for.",

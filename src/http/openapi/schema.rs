@@ -170,6 +170,15 @@ pub(super) fn all() -> Value {
             "parentScopes": { "type": "array", "items": text() },
         })),
         "TwinUpdate": object(&[], json!({ "tags": members(), "properties": object(&[], desired) })),
+        "MethodRequest": object(&["methodName"], json!({
+            "methodName": { "type": "string", "minLength": 1, "maxLength": 100 },
+            "payload": { "description": "Any JSON." },
+            "responseTimeoutInSeconds": { "type": "integer", "minimum": 5, "maximum": 300 },
+            "connectTimeoutInSeconds": { "type": "integer", "minimum": 0, "maximum": 300 },
+        })),
+        "MethodResponse": object(&["status", "payload"], json!({
+            "status": { "type": "integer" }, "payload": { "description": "Any JSON." },
+        })),
         "Purged": object(&["deviceId", "totalMessagesPurged"], json!({
             "deviceId": text(), "moduleId": perhaps_text(), "totalMessagesPurged": count(),
         })),

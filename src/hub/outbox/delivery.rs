@@ -36,6 +36,18 @@ impl LockToken {
     }
 }
 
+impl From<[u8; 16]> for LockToken {
+    fn from(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+}
+
+impl From<LockToken> for [u8; 16] {
+    fn from(token: LockToken) -> Self {
+        token.0.to_be_bytes()
+    }
+}
+
 impl fmt::Display for LockToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = format!("{:032x}", self.0);

@@ -1,6 +1,6 @@
 //! The queues of all devices and modules, over the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,10 +117,15 @@ pub struct Wish {
     message_id: Option<String>,
 }
 
+/// Told when a message of an identity became available: queued, abandoned or given back. On the store's writer thread, so
+/// it must be short and must not block. Locks that run out and are nobody's any more are not told of.
+pub type Observer = Box<dyn Fn(&IdentityName) + Send + Sync>;
+
 /// The outboxes. Cloning shares them. Two that do not share over one store are right as well, but may be `Busy` when both
 /// write one queue.
 #[derive(Clone)]
 pub struct Outboxes {
+    observer: Arc<OnceLock<Observer>>,
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
     settings: QueueSettings,
@@ -139,11 +144,32 @@ impl Outboxes {
     ) -> Self {
         assert_eq!(settings.check(), Ok(()), "settings are checked where they are read");
         Self {
+            observer: Arc::default(),
             state,
             entropy,
             settings,
             partition_count,
             lanes: DecisionLanes::new(WAITING_PER_QUEUE_MAX, WAITING_BYTES_MAX),
+        }
+    }
+
+    /// Sets who hears of available messages; once, before the first.
+    pub fn observe(&self, observer: Observer) {
+        assert!(self.observer.set(observer).is_ok(), "there is one observer");
+    }
+
+    /// `done`, after the observer was told.
+    fn telling<T>(
+        &self,
+        name: &IdentityName,
+        done: impl FnOnce(Result<T, OutboxError>) + Send + 'static,
+    ) -> impl FnOnce(Result<T, OutboxError>) + Send + 'static {
+        let (observer, name) = (self.observer.clone(), name.clone());
+        move |result| {
+            if let (Some(observer), Ok(_)) = (observer.get(), &result) {
+                observer(&name);
+            }
+            done(result);
         }
     }
 
@@ -161,17 +187,17 @@ impl Outboxes {
         };
         let bytes = message::encode(message, now);
         let cost = REQUEST_BYTES + bytes.len();
-        let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             // Unchanged until the commit: a message must not be left to a later device of the same name.
-            let (generation, unchanged) = outboxes.identity(state, &name)?;
-            let mut open = match outboxes.open(state, &name)? {
+            let (generation, unchanged) = outboxes.identity(state, &queue)?;
+            let mut open = match outboxes.open(state, &queue)? {
                 Some(open) => open,
                 None => Open {
-                    key: outboxes.key(&name),
+                    key: outboxes.key(&queue),
                     raw: None,
                     stored: Stored {
-                        device: name.device.clone(),
+                        device: queue.device.clone(),
                         generation,
                         queue: Queue::default(),
                     },
@@ -194,6 +220,7 @@ impl Outboxes {
             let expires = accepted.expires;
             Ok((batch, Enqueued { sequence, expires }))
         };
+        let done = self.telling(name, done);
         self.lanes
             .decide(&self.state, subject, cost, Box::new(attempt), Box::new(done));
     }
@@ -249,16 +276,20 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<(), OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
-            let mut open = outboxes.open(state, &name)?.ok_or(LockLost)?;
+            let mut open = outboxes.open(state, &queue)?.ok_or(LockLost)?;
             let delivery_count_max = outboxes.settings.delivery_count_max;
             open.stored.queue.settle(token, settlement, now, delivery_count_max)?;
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), ()))
         };
+        let done: Answer<(), OutboxError> = match settlement {
+            Settlement::Complete | Settlement::Reject => Box::new(done),
+            Settlement::Abandon | Settlement::Release => Box::new(self.telling(name, done)),
+        };
         self.lanes
-            .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
+            .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), done);
     }
 
     /// A connection was lost: gives back what it held, so that the next one need not wait for the locks to run out.
@@ -271,9 +302,9 @@ impl Outboxes {
         done: impl FnOnce(Result<usize, OutboxError>) + Send + 'static,
     ) {
         let held_bytes = tokens.len() * size_of::<LockToken>();
-        let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
-            let Some(mut open) = outboxes.open(state, &name)? else {
+            let Some(mut open) = outboxes.open(state, &queue)? else {
                 return Ok((WriteBatch::new(), 0));
             };
             let mut released = 0;
@@ -285,6 +316,7 @@ impl Outboxes {
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), released))
         };
+        let done = self.telling(name, done);
         self.lanes.decide(
             &self.state,
             subject,

@@ -70,6 +70,13 @@ impl Class {
     ];
 }
 
+/// What a method's request counts for.
+// IoT Hub, quotas and errors section 2: by the payload, in blocks of 4 KB.
+pub fn method_bytes(payload_bytes: usize) -> u64 {
+    const BLOCK_BYTES: u64 = 4096;
+    (payload_bytes as u64).div_ceil(BLOCK_BYTES).max(1) * BLOCK_BYTES
+}
+
 /// What held somebody up; the value of a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {

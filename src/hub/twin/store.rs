@@ -3,7 +3,7 @@
 //! Without lanes a patch that lost a race would come after one that the device sent later, and each would be a commit of
 //! its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 
@@ -90,6 +90,13 @@ pub struct TwinChanged {
 }
 
 impl TwinChanged {
+    pub fn changes_desired(&self) -> bool {
+        match &*self.change {
+            TwinChange::Patched(update) | TwinChange::Replaced(update) => update.desired.is_some(),
+            TwinChange::Reported(_) => false,
+        }
+    }
+
     /// What a device that observes its desired properties is told, `$version` included; `None` if they did not change.
     /// In the order of versions if sent in the order of answers.
     pub fn desired_notification(&self) -> Option<Members> {
@@ -119,7 +126,12 @@ struct Shared {
     state: Arc<dyn State>,
     registry: Registry,
     lanes: Lanes<IdentityName, Write>,
+    observer: OnceLock<Observer>,
 }
+
+/// Told of every change once it is durable, for each twin in the order of its versions and before the change is answered;
+/// on the store's writer thread, so it must be short and must not block.
+pub type Observer = Box<dyn Fn(&TwinChanged) + Send + Sync>;
 
 type Done = Box<dyn FnOnce(Result<TwinChanged, TwinError>) + Send>;
 
@@ -149,8 +161,18 @@ impl Twins {
             group_max: usize::MAX,
         });
         Self {
-            shared: Arc::new(Shared { state, registry, lanes }),
+            shared: Arc::new(Shared {
+                state,
+                registry,
+                lanes,
+                observer: OnceLock::new(),
+            }),
         }
+    }
+
+    /// Sets who hears of changes; once, before the first.
+    pub fn observe(&self, observer: Observer) {
+        assert!(self.shared.observer.set(observer).is_ok(), "there is one observer");
     }
 
     /// The durable twin of an identity.
@@ -348,7 +370,12 @@ impl From<TwinError> for Unwritten {
 }
 
 /// Decides a group of writes of one twin and answers them in order, then calls `answered`.
-fn decide_group(shared: &Shared, name: &IdentityName, writes: Vec<Write>, answered: impl FnOnce() + Send + 'static) {
+fn decide_group(
+    shared: &Arc<Shared>,
+    name: &IdentityName,
+    writes: Vec<Write>,
+    answered: impl FnOnce() + Send + 'static,
+) {
     let mut decisions = Vec::with_capacity(writes.len());
     let mut waiting = Vec::with_capacity(writes.len());
     for write in writes {
@@ -391,12 +418,16 @@ fn decide_group(shared: &Shared, name: &IdentityName, writes: Vec<Write>, answer
             .put(Table::Twins, key.clone(), encode(&*twin));
         Ok((batch, outcomes))
     };
+    let told = Arc::clone(shared);
     let answer = move |decided: Result<Outcomes, Unwritten>| {
         let outcomes = match decided {
             Ok(outcomes) | Err(Unwritten::Refused(outcomes)) => outcomes,
             Err(Unwritten::All(error)) => vec![Err(error); waiting.len()],
         };
         for (done, outcome) in waiting.into_iter().zip(outcomes) {
+            if let (Some(observer), Ok(changed)) = (told.observer.get(), &outcome) {
+                observer(changed);
+            }
             done(outcome);
         }
         // Only now, so that the answers of the next group cannot overtake these.

@@ -1,4 +1,5 @@
-//! The service routes over HTTPS: the identity registry and its statistics, twins, and what became of messages to devices.
+//! The service routes over HTTPS: the identity registry and its statistics, twins, direct methods, and what became of
+//! messages to devices.
 //!
 //! | route | permission |
 //! | --- | --- |
@@ -12,6 +13,7 @@
 mod bulk;
 mod identity;
 mod messages;
+mod method;
 mod twin;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
 use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Throttles, Twins};
 use crate::log::DiskStorage;
+use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 
 // IoT Hub, HTTPS section 5.
@@ -45,6 +48,9 @@ pub const ROUTES: &[Entry] = &[
     ("GET", "/twins/{}/modules/{}", Route::TwinGet),
     ("PATCH", "/twins/{}/modules/{}", Route::TwinPatch),
     ("PUT", "/twins/{}/modules/{}", Route::TwinPut),
+    // Section 8.
+    ("POST", "/twins/{}/methods", Route::MethodInvoke),
+    ("POST", "/twins/{}/modules/{}/methods", Route::MethodInvoke),
     // Section 9.
     ("DELETE", "/devices/{}/commands", Route::CommandPurge),
     ("GET", "/messages/servicebound/feedback", Route::FeedbackReceive),
@@ -64,6 +70,7 @@ pub struct Rest {
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
     pub throttles: Arc<Throttles>,
+    pub lines: Lines,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -101,6 +108,7 @@ impl Rest {
             Route::TwinGet => self.twin_get(&call),
             Route::TwinPatch => self.twin_change(call, twin::Way::Patch).await,
             Route::TwinPut => self.twin_change(call, twin::Way::Replace).await,
+            Route::MethodInvoke => self.invoke(call).await,
             Route::CommandPurge => self.purge(&call).await,
             Route::FeedbackReceive => self.feedback_receive(&call).await,
             Route::FeedbackComplete => self.feedback_settle(&call, Settlement::Complete).await,
@@ -120,8 +128,8 @@ impl Rest {
     }
 
     /// Waits until so many units of a class may be used.
-    async fn throttle(&self, class: Class, units: usize) -> Result<(), Refused> {
-        pass(self.throttles.admit(class, units as u64, Instant::now())).await
+    async fn throttle(&self, class: Class, units: u64) -> Result<(), Refused> {
+        pass(self.throttles.admit(class, units, Instant::now())).await
     }
 
     /// Each request carries its own credential.
@@ -149,6 +157,7 @@ pub fn permission(route: Route) -> Permissions {
         | Route::TwinGet
         | Route::TwinPatch
         | Route::TwinPut
+        | Route::MethodInvoke
         | Route::CommandPurge
         | Route::FeedbackReceive
         | Route::FeedbackComplete
@@ -179,6 +188,7 @@ fn class(route: Route) -> Option<Class> {
         Route::TwinPatch | Route::TwinPut => Some(Class::TwinUpdates),
         Route::DeviceBulk
         | Route::KeysRegenerate
+        | Route::MethodInvoke
         | Route::StatisticsService
         | Route::CommandPurge
         | Route::FeedbackReceive

@@ -104,6 +104,7 @@ impl Room for Devices {
                 | Route::TwinGet
                 | Route::TwinPatch
                 | Route::TwinPut
+                | Route::MethodInvoke
                 | Route::CommandPurge
                 | Route::FeedbackReceive
                 | Route::FeedbackComplete

@@ -13,9 +13,10 @@ use quinn::{Connection, RecvStream, SendStream, ZeroRttAccepted};
 use tokio::sync::oneshot;
 
 use super::config::BATCH_COUNT_MAX;
-use super::door::{Closing, Door};
+use super::door::{Closing, Door, pass};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
+use super::streams::{Acceptor, Target};
 use crate::hub::auth::Authenticated;
 use crate::hub::filter::DeviceKey;
 use crate::hub::throttle::{Class, Gate, Pace};
@@ -73,6 +74,12 @@ pub(super) async fn run(
     };
     // A change of the identity between the first look and the open would have found no session to end.
     let identity = door.authenticate_device(connection, &device, &hello)?;
+    let target = Target {
+        door: door.clone(),
+        name: identity.identity.clone(),
+        generation: identity.generation,
+    };
+    let _streams = Acceptor::start(connection, target);
     let limits = BatchLimits {
         message_bytes_max: door.config.message_bytes_max as usize,
         count_max: BATCH_COUNT_MAX,
@@ -121,11 +128,8 @@ pub(super) async fn run(
 // IoT Hub, quotas and errors section 2: the rate of new connections is limited, not their number.
 async fn take_turn(door: &Door) -> Result<(), Closing> {
     let turn = door.throttles.admit(Class::Connections, 1, Instant::now());
-    let turn = turn.map_err(|throttled| Closing::new(CloseCode::Busy, throttled.to_string()))?;
-    if let Some(until) = turn.until() {
-        tokio::time::sleep_until(until.into()).await;
-    }
-    Ok(())
+    let passed = pass(turn).await;
+    passed.map_err(|throttled| Closing::new(CloseCode::Busy, throttled.to_string()))
 }
 
 async fn finish(handshake: &mut Option<ZeroRttAccepted>) -> Result<(), Closing> {

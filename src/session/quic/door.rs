@@ -23,11 +23,13 @@ use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Groups, IdentityName, Outboxes, Registry, Throttles};
+use crate::hub::throttle::Turn;
+use crate::hub::{Groups, IdentityName, Outboxes, Registry, Throttled, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
 use crate::shard::Durability;
+use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 use crate::wire::close::CloseCode;
 use crate::wire::control::{CONTROL_BYTES_MAX, Control, Hello, Role};
@@ -52,6 +54,11 @@ impl Closing {
         }
     }
 
+    /// Whether there is nobody to tell.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
     pub fn gone() -> Self {
         Self {
             code: CloseCode::Normal,
@@ -69,6 +76,8 @@ pub struct HubParts {
     pub groups: Groups,
     pub outboxes: Outboxes,
     pub throttles: Arc<Throttles>,
+    pub twins: Twins,
+    pub lines: Lines,
     /// The name that tokens are made for.
     pub host_name: String,
 }
@@ -82,6 +91,8 @@ pub struct Door {
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
     pub(super) throttles: Arc<Throttles>,
+    pub(super) twins: Twins,
+    pub(super) lines: Lines,
     host_name: String,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
@@ -113,6 +124,8 @@ impl Door {
             groups: hub.groups,
             outboxes: hub.outboxes,
             throttles: hub.throttles,
+            twins: hub.twins,
+            lines: hub.lines,
             host_name: hub.host_name,
             clock,
             durability,
@@ -210,6 +223,16 @@ impl Door {
     }
 }
 
+/// Waits for the turn of what was let in under the throttles.
+pub(super) async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Throttled> {
+    // Keeps its place among those that wait until its turn has come.
+    let turn = turn?;
+    if let Some(until) = turn.until() {
+        tokio::time::sleep_until(until.into()).await;
+    }
+    Ok(())
+}
+
 fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<'static>> {
     connection
         .peer_identity()
@@ -220,6 +243,9 @@ fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<
         })
         .map_or_else(Vec::new, |chain| *chain)
 }
+
+/// Telemetry and one stream for each of messages, twin and methods, with room for their successors.
+const DEVICE_STREAMS_MAX: u32 = 8;
 
 /// The transport limits of one connection, before a service is recognised.
 pub fn transport(config: &Config) -> TransportConfig {
@@ -235,7 +261,7 @@ pub fn transport(config: &Config) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(config.stream_window_bytes))
         .receive_window(VarInt::from_u32(config.connection_window_bytes))
         .send_window(u64::from(config.send_window_bytes))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_bidi_streams(VarInt::from_u32(DEVICE_STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .crypto_buffer_size(8 * 1024)

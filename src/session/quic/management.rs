@@ -9,6 +9,7 @@
 //! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
 //! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
+//! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
@@ -24,10 +25,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::door::Door;
+use super::door::{Door, pass};
 use crate::hub::auth::ServiceAuthenticated;
+use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
 use crate::hub::policy::Permissions;
-use crate::hub::throttle::{Class, Turn};
+use crate::hub::throttle::{self, Class};
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError, Throttled};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, SystemKey};
 use crate::wire::control::{Request, Response};
@@ -74,6 +76,15 @@ impl From<Throttled> for Refused {
     }
 }
 
+impl From<MethodError> for Refused {
+    fn from(error: MethodError) -> Self {
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 fn invalid(reason: impl std::fmt::Display) -> Refused {
     Refused {
         code: ErrorCode::ARGUMENT_INVALID,
@@ -106,6 +117,24 @@ impl QueueName {
                 .transpose()
                 .map_err(invalid)?,
         })
+    }
+}
+
+/// Whom a method is for; members of the method are passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Target {
+    device_id: String,
+    module_id: Option<String>,
+}
+
+impl Target {
+    fn read(self) -> Result<IdentityName, Refused> {
+        QueueName {
+            device_id: self.device_id,
+            module_id: self.module_id,
+        }
+        .read()
     }
 }
 
@@ -196,7 +225,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     let permission = match request.operation.as_str() {
         "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "c2d.send" | "c2d.purge" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
+        "c2d.send" | "c2d.purge" | "method.invoke" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
             Permissions::SERVICE_CONNECT
         }
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
@@ -274,6 +303,16 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 "totalMessagesPurged": purged,
             })))
         }
+        "method.invoke" => {
+            // The request's own members are passed over here and the identity's there.
+            let name = parse::<Target>(&request.json)?.read()?;
+            let method = parse::<MethodRequest>(&request.json)?.check()?;
+            method::find(&door.registry, &name)?;
+            let bytes = throttle::method_bytes(method.payload.len());
+            pass(door.throttles.admit(Class::MethodBytes, bytes, Instant::now())).await?;
+            let answer = door.lines.invoke(&name, method).await?;
+            Ok(json(&MethodResponse::from(answer)))
+        }
         "group.create" => {
             let group = group(&request.json)?;
             wait(|done| door.groups.create(&group, done)).await??;
@@ -320,16 +359,6 @@ fn if_match(etag: Option<&str>) -> IfMatch {
         None | Some("" | "*") => IfMatch::Any,
         Some(etag) => IfMatch::Etag(etag.to_owned()),
     }
-}
-
-/// Waits for the turn of a request that was let in.
-async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Refused> {
-    // Keeps its place among those that wait until its turn has come.
-    let turn = turn?;
-    if let Some(until) = turn.until() {
-        tokio::time::sleep_until(until.into()).await;
-    }
-    Ok(())
 }
 
 /// Waits for a callback without blocking the arbiter.

@@ -3,6 +3,7 @@
 //! ```text
 //!  endpoint (one per port, on the first arbiter)
 //!     └─ connection ── Hello ──┬─ device:  Append ──> intake ──> home shard ──> Ack
+//!                              │           streams: commands, twin, methods
 //!                              └─ service: cursor (log slices), management (JSON)
 //! ```
 //!
@@ -20,6 +21,7 @@ mod management;
 pub mod observer;
 pub mod readers;
 mod service;
+mod streams;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {
