@@ -63,6 +63,8 @@ pub struct Metrics {
     checkpoints: AtomicU64,
     /// By `Limit::index`.
     throttles: [ThrottleCell; Limit::COUNT],
+    /// By `hub::EventKind::name`, a closed set; and those dropped.
+    events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
     http_requests: Box<[AtomicU64]>,
 }
@@ -82,6 +84,7 @@ impl Metrics {
             auth_refused: Mutex::default(),
             checkpoints: AtomicU64::new(0),
             throttles: std::array::from_fn(|_| ThrottleCell::default()),
+            events: Mutex::default(),
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
                 .collect(),
@@ -139,6 +142,11 @@ impl Metrics {
     /// A request was told to come back later.
     pub fn throttle_refused(&self, limit: Limit) {
         self.throttles[limit.index()].refused.fetch_add(1, Relaxed);
+    }
+
+    /// Events recorded so far by kind, and dropped by retention.
+    pub fn set_events(&self, recorded: impl IntoIterator<Item = (&'static str, u64)>, dropped: u64) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = (recorded.into_iter().collect(), dropped);
     }
 
     /// A request was answered over HTTPS.
@@ -300,6 +308,12 @@ impl Metrics {
             }),
         );
         out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
+        let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let by_kind = recorded
+            .into_iter()
+            .map(|(kind, count)| (vec![kind.to_owned()], count as f64));
+        out.each(&series::EVENTS, by_kind);
+        out.one(&series::EVENTS_DROPPED, &[], dropped as f64);
         self.log_families(&mut out);
         out.histograms(&series::SYNC, [(vec![], self.sync.snapshot())].into_iter());
         out.one(&series::SYNC_FAILED, &[], self.sync_failures.load(Relaxed) as f64);
@@ -589,6 +603,7 @@ mod tests {
     fn the_scrape_and_the_table_name_the_same_series() {
         let metrics = metrics();
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
+        metrics.set_events([("twin", 1)], 0);
         metrics.auth_refused("expired");
         metrics.http_answered(Route::DeviceGet, 200);
         let text = metrics.render();

@@ -53,6 +53,8 @@ series! {
     THROTTLED = Counter "forebay_throttled_total" ["limit", "outcome"] "Requests and batches above a rate: delayed, or refused with the advice to come back later.";
     THROTTLE_WAIT = Counter "forebay_throttle_wait_seconds_total" ["limit"] "Time that requests and batches were made to wait for their turn.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";
+    EVENTS = Counter "forebay_events_recorded_total" ["kind"] "Events of the hub itself that were recorded, by kind.";
+    EVENTS_DROPPED = Counter "forebay_events_dropped_total" [] "Recorded events that retention dropped.";
     LOG_BYTES = Gauge "forebay_log_bytes" ["partition"] "Bytes of messages that a partition keeps.";
     LOG_SEGMENTS = Gauge "forebay_log_segments" ["partition"] "Segment files of a partition.";
     LOG_NEXT = Gauge "forebay_log_next_sequence_number" ["partition"] "Sequence number the next record of a partition gets.";

@@ -3,6 +3,8 @@
 mod certificates;
 mod cli;
 mod commands;
+mod devices;
+mod events;
 mod hostile;
 mod http;
 mod hub;
@@ -11,4 +13,5 @@ mod network;
 mod openapi;
 mod peers;
 mod sessions;
+mod streams;
 mod throttles;

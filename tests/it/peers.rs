@@ -275,7 +275,7 @@ impl Rooms {
 }
 
 /// The default of `identity.partition_count`.
-const PARTITION_COUNT: u16 = 4;
+pub const PARTITION_COUNT: u16 = 4;
 
 /// The value of one sample, named as in the text format.
 pub fn sample(hub: &Hub, name: &str) -> f64 {
@@ -333,6 +333,20 @@ impl Peer {
         peer.say(&hello(device, token)).await;
         let welcome = peer.hear().await;
         (peer, welcome)
+    }
+
+    /// A further stream of the connection, with its first frame.
+    pub async fn stream(&self, first: &impl Control) -> Self {
+        let (send, recv) = within(self.connection.open_bi()).await.unwrap();
+        let mut stream = Self {
+            endpoint: self.endpoint.clone(),
+            connection: self.connection.clone(),
+            send,
+            recv,
+            decoder: Decoder::new(64 << 20),
+        };
+        stream.say(first).await;
+        stream
     }
 
     pub async fn say(&mut self, frame: &impl Control) {

@@ -22,7 +22,7 @@ use std::time::Instant;
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
-use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Throttles, Twins};
+use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
@@ -70,6 +70,7 @@ pub struct Rest {
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
     pub throttles: Arc<Throttles>,
+    pub live: Live,
     pub lines: Lines,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.

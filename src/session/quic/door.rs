@@ -24,7 +24,7 @@ use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
 use crate::hub::throttle::Turn;
-use crate::hub::{Groups, IdentityName, Outboxes, Registry, Throttled, Throttles, Twins};
+use crate::hub::{Events, Groups, IdentityName, Live, Outboxes, Registry, Throttled, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -76,6 +76,8 @@ pub struct HubParts {
     pub groups: Groups,
     pub outboxes: Outboxes,
     pub throttles: Arc<Throttles>,
+    pub live: Live,
+    pub events: Events,
     pub twins: Twins,
     pub lines: Lines,
     /// The name that tokens are made for.
@@ -91,6 +93,8 @@ pub struct Door {
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
     pub(super) throttles: Arc<Throttles>,
+    pub(super) live: Live,
+    pub(super) events: Events,
     pub(super) twins: Twins,
     pub(super) lines: Lines,
     host_name: String,
@@ -124,6 +128,8 @@ impl Door {
             groups: hub.groups,
             outboxes: hub.outboxes,
             throttles: hub.throttles,
+            live: hub.live,
+            events: hub.events,
             twins: hub.twins,
             lines: hub.lines,
             host_name: hub.host_name,

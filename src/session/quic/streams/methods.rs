@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Fault, Stream, read, replaced, sleep_until, unexpected};
-use crate::hub::method::{CALLS_PER_TARGET_MAX, MethodAnswer};
+use crate::hub::method::{CALLS_PER_TARGET_MAX, MethodAnswer, MethodError};
 use crate::shard::lines::Call;
 use crate::wire::device::{Answer, Invoke, MethodsOpen, Ready};
 use crate::wire::frame::Kind;
@@ -52,7 +52,9 @@ pub(super) async fn run(stream: &mut Stream, open: MethodsOpen) -> Result<(), Fa
             },
             () = sleep_until(next_timeout.map(Instant::into_std)) => {
                 let now = Instant::now();
-                under_way.retain(|_, call| call.deadline > now);
+                for (_, call) in under_way.extract_if(|_, call| call.deadline <= now) {
+                    call.answer(Err(MethodError::TimedOut));
+                }
             }
         }
     }
