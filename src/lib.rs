@@ -20,6 +20,7 @@
 //! |  auth  sas  registry  policy  |   |  appender  segment     |
 //! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
 //! |  outbox/  feedback/  twin/    |   |                        |
+//! |  throttle/                    |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |

@@ -285,6 +285,84 @@ table! {
             "How long a service holds a batch of feedback.",
             "A batch held by a service that died comes back later.";
     }
+    #[doc = "How much may be used (the contract's throttles). What is above a rate waits; what would wait too long is refused."]
+    throttles: Throttles {
+        wait_max: Duration = seconds(5), Range::Between(millis(0), seconds(60)),
+            "A request that would wait longer for its turn is refused at once, with the time to come back.",
+            "Throttling shows to clients as waiting rather than as an error.";
+        waiters_max: u32 = 256, Range::Between(0, 100_000),
+            "Requests that wait for their turn at a time; more are refused.",
+            "Memory for the body of each that waits.";
+        daily_messages_max: u32 = 0, Range::Between(0, u32::MAX),
+            "Messages from and to devices in a day (UTC). Requests above it are refused, sessions wait for the next day. 0: no limit.",
+            "Nothing.";
+        registry_per_second: u32 = 20_000, Range::Between(0, u32::MAX),
+            "Registry operations in a second; each item of a bulk request counts. 0: no limit.",
+            "The store's disk is busier with identities.";
+        registry_burst: u32 = 100_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        connections_per_second: u32 = 5_000, Range::Between(0, u32::MAX),
+            "Device sessions begun in a second. 0: no limit.",
+            "More processor time for handshakes at a time.";
+        connections_burst: u32 = 50_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        d2c_messages_per_second: u32 = 0, Range::Between(0, u32::MAX),
+            "Messages of all devices in a second. Sessions above it are read more slowly. 0: no limit.",
+            "The disk is busier.";
+        d2c_messages_burst: u32 = 10_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        queries_per_second: u32 = 200, Range::Between(0, u32::MAX),
+            "Queries in a second. 0: no limit.",
+            "Walks through the registry at a time.";
+        queries_burst: u32 = 1_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        c2d_sends_per_second: u32 = 50_000, Range::Between(0, u32::MAX),
+            "Messages sent to devices in a second. 0: no limit.",
+            "The store's disk is busier with messages.";
+        c2d_sends_burst: u32 = 100_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        c2d_receives_per_second: u32 = 50_000, Range::Between(0, u32::MAX),
+            "Receives over HTTPS in a second. Sessions are not concerned. 0: no limit.",
+            "Polling devices take more of the processor.";
+        c2d_receives_burst: u32 = 100_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        method_bytes_per_second: u32 = 33_554_432, Range::Between(0, u32::MAX),
+            "Bytes of method requests in a second. 0: no limit.",
+            "Memory for requests under way.";
+        method_bytes_burst: u32 = 134_217_728, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        twin_reads_per_second: u32 = 50_000, Range::Between(0, u32::MAX),
+            "Twins read in a second. 0: no limit.",
+            "Processor time.";
+        twin_reads_burst: u32 = 100_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        twin_updates_per_second: u32 = 50_000, Range::Between(0, u32::MAX),
+            "Twins changed in a second. 0: no limit.",
+            "The store's disk is busier with twins.";
+        twin_updates_burst: u32 = 100_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        device_messages_per_second: u32 = 0, Range::Between(0, u32::MAX),
+            "Messages of one device, or module, in a second. A session above it is read more slowly, over HTTPS it waits. 0: no limit.",
+            "One device may take more of the hub.";
+        device_messages_burst: u32 = 10_000, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+        device_bytes_per_second: u32 = 0, Range::Between(0, u32::MAX),
+            "Bytes of messages of one device, or module, in a second, likewise. 0: no limit.",
+            "One device may take more of the hub.";
+        device_bytes_burst: u32 = 1_048_576, Range::Between(1, u32::MAX),
+            "How many of them go through at once after a rest.",
+            "Longer bursts above the rate.";
+    }
     #[doc = "What the hub records of itself, for routes and readers: connections, life cycles, changes of twins."]
     events: Events {
         kinds: Vec<EventKind> = vec![EventKind::Connection, EventKind::Lifecycle, EventKind::Twin], Range::Any,

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::hub::{AuthError, ErrorCode, OutboxError, RegistryError};
+use crate::hub::throttle::Turn;
+use crate::hub::{AuthError, ErrorCode, OutboxError, RegistryError, Throttled};
 use crate::model::UtcMillis;
 
 // IoT Hub, HTTPS section 1.
@@ -18,7 +19,7 @@ const TRACKING_ID: HeaderName = HeaderName::from_static("iothub-servicetrackingi
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
 /// What a client that was told to come back later should wait.
-const RETRY_AFTER_SECONDS: u32 = 1;
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A date-time as general parsers accept it.
 pub fn time(at: UtcMillis) -> String {
@@ -119,6 +120,8 @@ pub struct Refused {
     pub credential: Option<&'static str>,
     /// The rest of the request is not worth reading.
     closes: bool,
+    /// When it is worth coming back.
+    retry_after_seconds: u64,
 }
 
 impl Refused {
@@ -128,6 +131,7 @@ impl Refused {
             reason: reason.into(),
             credential: None,
             closes: false,
+            retry_after_seconds: RETRY_AFTER_SECONDS,
         }
     }
 
@@ -159,7 +163,7 @@ impl Refused {
             .insert_header((REQUEST_ID, tracking_id));
         // IoT Hub, HTTPS section 13. Clients that know the header come back when it says.
         if matches!(self.status(), 429 | 503) {
-            response.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()));
+            response.insert_header((RETRY_AFTER, self.retry_after_seconds.to_string()));
         }
         if self.closes {
             response.force_close();
@@ -225,6 +229,29 @@ impl From<AuthError> for Refused {
             ..Self::new(code, reason)
         }
     }
+}
+
+impl From<Throttled> for Refused {
+    fn from(throttled: Throttled) -> Self {
+        let wait = throttled.wait();
+        Self {
+            retry_after_seconds: wait.as_secs() + u64::from(wait.subsec_nanos() > 0),
+            ..Self::new(throttled.code(), throttled.to_string())
+        }
+    }
+}
+
+/// Waits for the turn of a request that was let in.
+///
+/// # Errors
+/// It was not.
+pub async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Refused> {
+    // Keeps its place among those that wait until its turn has come.
+    let turn = turn?;
+    if let Some(until) = turn.until() {
+        tokio::time::sleep_until(until.into()).await;
+    }
+    Ok(())
 }
 
 /// Waits for the store's callback without blocking the worker.

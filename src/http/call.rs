@@ -10,6 +10,7 @@ use actix_web::HttpRequest;
 use actix_web::body::{BodyStream, MessageBody};
 use actix_web::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, IF_MATCH};
 use actix_web::web::{Bytes, BytesMut, Payload};
+use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 
 use super::answer::Refused;
@@ -27,6 +28,9 @@ pub(super) type Incoming = Rc<Cell<Option<Pin<Box<BodyStream<Payload>>>>>>;
 pub(super) fn incoming(payload: Payload) -> Incoming {
     Rc::new(Cell::new(Some(Box::pin(BodyStream::new(payload)))))
 }
+
+/// The certificates of a client, leaf first, whose key signed its handshake.
+pub(super) struct PeerChain(pub Vec<CertificateDer<'static>>);
 
 /// One request.
 pub struct Call {
@@ -100,6 +104,11 @@ impl Call {
     pub fn authorization(&self) -> Result<&str, AuthError> {
         let value = self.headers().get(AUTHORIZATION).ok_or(AuthError::Missing)?;
         value.to_str().map_err(|_| AuthError::Missing)
+    }
+
+    /// The certificates, leaf first, that the client proved to hold; none if it showed none.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.request.conn_data().map_or(&[], |PeerChain(chain)| chain)
     }
 
     /// The device that the path names.

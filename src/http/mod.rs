@@ -17,10 +17,11 @@ pub mod answer;
 pub mod call;
 pub mod config;
 pub mod observer;
+pub mod openapi;
 pub mod route;
 pub mod serve;
 
-pub use answer::{Answer, Refused, wait};
+pub use answer::{Answer, Refused, pass, wait};
 pub use call::Call;
 pub use config::Config;
 pub use observer::Observer;

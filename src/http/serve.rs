@@ -1,5 +1,6 @@
 //! The listener and the way from a request to its room.
 
+use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
@@ -8,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BodyStream, BoxBody, MessageBody};
-use actix_web::dev::Server;
+use actix_web::dev::{Extensions, Server};
+use actix_web::rt::net::TcpStream;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use super::answer::{Answer, Refused};
-use super::call::{self, Call};
+use super::call::{self, Call, PeerChain};
 use super::config::Config;
 use super::observer::Observer;
 use super::route::{Entry, Found, Route, find};
@@ -161,6 +164,17 @@ pub fn bind(config: &Config) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Keeps what a client proved in its handshake for the requests of the connection.
+fn keep_certificates(connection: &dyn Any, extensions: &mut Extensions) {
+    let stream = connection
+        .downcast_ref::<TlsStream<TcpStream>>()
+        .expect("the only listener speaks TLS");
+    let (_, tls) = stream.get_ref();
+    if let Some(chain) = tls.peer_certificates() {
+        extensions.insert(PeerChain(chain.iter().map(|one| one.clone().into_owned()).collect()));
+    }
+}
+
 /// Serves a bound port. The server runs when it is awaited or spawned, on an actix system; its handle stops it.
 ///
 /// # Errors
@@ -170,6 +184,7 @@ pub fn serve(listener: TcpListener, site: Site, tls: rustls::ServerConfig) -> io
     let site = web::Data::new(site);
     let app = move || App::new().app_data(site.clone()).default_service(web::to(dispatch));
     Ok(HttpServer::new(app)
+        .on_connect(keep_certificates)
         .workers(config.workers)
         .max_connections(config.connections_max.div_ceil(config.workers))
         .tls_handshake_timeout(config.head_timeout)

@@ -21,6 +21,7 @@ impl ErrorCode {
     pub const HUB_NOT_FOUND: Self = Self::new(401_001, "IotHubNotFound");
     pub const UNAUTHORIZED_ACCESS: Self = Self::new(401_002, "IotHubUnauthorizedAccess");
     pub const UNAUTHORIZED: Self = Self::new(401_003, "IotHubUnauthorized");
+    pub const QUOTA_EXCEEDED: Self = Self::new(403_002, "IotHubQuotaExceeded");
     pub const DEVICE_QUEUE_DEPTH: Self = Self::new(403_004, "DeviceMaximumQueueDepthExceeded");
     pub const MESSAGE_EXPIRY: Self = Self::new(403_009, "InvalidMessageExpiryTime");
     pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");
@@ -42,6 +43,9 @@ impl ErrorCode {
     pub const MESSAGE_TOO_LARGE: Self = Self::new(413_001, "MessageTooLarge");
     pub const TOO_MANY_DEVICES: Self = Self::new(413_002, "TooManyDevices");
     pub const TOO_MANY_MODULES: Self = Self::new(413_003, "TooManyModulesOnDevice");
+    pub const THROTTLED: Self = Self::new(429_001, "ThrottlingException");
+    pub const THROTTLE_BACKLOG: Self = Self::new(429_002, "ThrottleBacklogLimitExceeded");
+    pub const DEVICE_THROTTLED: Self = Self::new(429_005, "DeviceThrottlingLimitExceeded");
     pub const SERVER_ERROR: Self = Self::new(500_001, "ServerError");
     pub const BAD_GATEWAY: Self = Self::new(502_000, "GenericBadGateway");
     pub const SERVER_BUSY: Self = Self::new(503_005, "ServerBusy");

@@ -1,4 +1,4 @@
-//! The operations port: `/metrics`, `/healthz`, `/readyz`.
+//! The operations port: `/metrics`, `/healthz`, `/readyz`, `/openapi.json`.
 //!
 //! One worker, HTTP/1.1, no authentication: it listens on the loopback address unless configured otherwise.
 
@@ -79,6 +79,8 @@ impl Readiness {
 pub struct OpsState {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// The document that describes the hub's routes.
+    pub openapi: Arc<str>,
 }
 
 /// Serves the operations port on a bound listener. The returned server runs when it is awaited or spawned, on an actix
@@ -102,7 +104,8 @@ fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/metrics", web::get().to(metrics))
         .route("/healthz", web::get().to(healthz))
-        .route("/readyz", web::get().to(readyz));
+        .route("/readyz", web::get().to(readyz))
+        .route("/openapi.json", web::get().to(openapi));
 }
 
 async fn metrics(state: web::Data<OpsState>) -> HttpResponse {
@@ -129,6 +132,12 @@ async fn readyz(state: web::Data<OpsState>) -> HttpResponse {
     answer.json(now)
 }
 
+async fn openapi(state: web::Data<OpsState>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("application/json; charset=utf-8")
+        .body(state.openapi.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -153,6 +162,7 @@ mod tests {
         let state = OpsState {
             metrics: Arc::new(Metrics::new(1, 2, "os", SystemTime::now())),
             readiness: readiness.clone(),
+            openapi: "{\"openapi\":\"3.1.0\"}".into(),
         };
         let (send, receive) = std::sync::mpsc::channel();
         let server = std::thread::spawn(move || {
@@ -169,6 +179,7 @@ mod tests {
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("durability=\"os\"") && metrics.contains("forebay_messages_accepted_total 0"));
         assert!(get(address, "/healthz").ends_with("ok\n"));
+        assert!(get(address, "/openapi.json").ends_with("{\"openapi\":\"3.1.0\"}"));
         assert!(get(address, "/other").starts_with("HTTP/1.1 404"));
 
         let starting = get(address, "/readyz");

@@ -1,12 +1,14 @@
 //! The observers of the rooms below, written over the cells.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cells::{Handshake, SessionKind, ShardCell, Stage};
 use super::http::Readiness;
 use super::registry::Metrics;
 use crate::http::observer as http;
 use crate::http::route::Route;
+use crate::hub::throttle;
 use crate::log::SyncError;
 use crate::model::PartitionId;
 use crate::session::quic::observer as quic;
@@ -109,6 +111,20 @@ impl http::Observer for HttpFacts {
 
     fn auth_refused(&self, label: &'static str) {
         self.0.auth_refused(label);
+    }
+}
+
+/// What the throttles held up.
+#[derive(Clone, Debug)]
+pub struct ThrottleFacts(pub Arc<Metrics>);
+
+impl throttle::Observer for ThrottleFacts {
+    fn delayed(&self, limit: throttle::Limit, wait: Duration) {
+        self.0.throttle_delayed(limit, wait);
+    }
+
+    fn refused(&self, limit: throttle::Limit) {
+        self.0.throttle_refused(limit);
     }
 }
 

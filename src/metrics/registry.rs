@@ -12,6 +12,7 @@ use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
 use crate::http::route::Route;
+use crate::hub::throttle::Limit;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
 use crate::wire::close::CloseCode;
@@ -38,6 +39,14 @@ impl Position {
     }
 }
 
+/// What one limit held up.
+#[derive(Debug, Default)]
+struct ThrottleCell {
+    delayed: AtomicU64,
+    refused: AtomicU64,
+    wait_nanos: AtomicU64,
+}
+
 /// Every metric of the process. Made once, shared by `Arc`; each part keeps the cell it writes.
 #[derive(Debug)]
 pub struct Metrics {
@@ -52,6 +61,8 @@ pub struct Metrics {
     /// By `hub::AuthError::label`, a closed set.
     auth_refused: Mutex<BTreeMap<&'static str, u64>>,
     checkpoints: AtomicU64,
+    /// By `Limit::index`.
+    throttles: [ThrottleCell; Limit::COUNT],
     /// By `hub::EventKind::name`, a closed set; and those dropped.
     events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
@@ -72,6 +83,7 @@ impl Metrics {
             positions: Mutex::default(),
             auth_refused: Mutex::default(),
             checkpoints: AtomicU64::new(0),
+            throttles: std::array::from_fn(|_| ThrottleCell::default()),
             events: Mutex::default(),
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
@@ -117,6 +129,19 @@ impl Metrics {
 
     pub fn checkpoint_stored(&self) {
         self.checkpoints.fetch_add(1, Relaxed);
+    }
+
+    /// A request or batch was made to wait.
+    pub fn throttle_delayed(&self, limit: Limit, wait: Duration) {
+        let cell = &self.throttles[limit.index()];
+        cell.delayed.fetch_add(1, Relaxed);
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        cell.wait_nanos.fetch_add(nanos, Relaxed);
+    }
+
+    /// A request was told to come back later.
+    pub fn throttle_refused(&self, limit: Limit) {
+        self.throttles[limit.index()].refused.fetch_add(1, Relaxed);
     }
 
     /// Events recorded so far by kind, and dropped by retention.
@@ -264,6 +289,24 @@ impl Metrics {
                 .map(|(reason, count)| (vec![reason.to_owned()], count as f64)),
         );
         out.each(&series::HTTP_REQUESTS, self.http_requests());
+        out.each(
+            &series::THROTTLED,
+            Limit::ALL.iter().flat_map(|limit| {
+                let cell = &self.throttles[limit.index()];
+                let outcomes = [("delayed", &cell.delayed), ("refused", &cell.refused)];
+                outcomes.map(|(outcome, count)| {
+                    let labels = vec![limit.label().to_owned(), outcome.to_owned()];
+                    (labels, count.load(Relaxed) as f64)
+                })
+            }),
+        );
+        out.each(
+            &series::THROTTLE_WAIT,
+            Limit::ALL.iter().map(|limit| {
+                let nanos = self.throttles[limit.index()].wait_nanos.load(Relaxed);
+                (vec![limit.label().to_owned()], seconds(nanos))
+            }),
+        );
         out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
         let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let by_kind = recorded
@@ -448,6 +491,9 @@ mod tests {
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::None, 418);
+        metrics.throttle_delayed(Limit::Device, Duration::from_millis(1500));
+        metrics.throttle_delayed(Limit::Device, Duration::from_millis(500));
+        metrics.throttle_refused(Limit::DailyMessages);
         metrics.synced(Duration::from_millis(3));
         metrics.sync_failed();
         metrics.recovered(Duration::from_millis(40));
@@ -466,6 +512,10 @@ mod tests {
             "forebay_sessions{kind=\"device\"} 1",
             "forebay_http_requests_total{route=\"device_events\",status=\"204\"} 2",
             "forebay_http_requests_total{route=\"none\",status=\"other\"} 1",
+            "forebay_throttled_total{limit=\"device\",outcome=\"delayed\"} 2",
+            "forebay_throttled_total{limit=\"daily_messages\",outcome=\"refused\"} 1",
+            "forebay_throttled_total{limit=\"registry\",outcome=\"refused\"} 0",
+            "forebay_throttle_wait_seconds_total{limit=\"device\"} 2",
             "forebay_queue_commands 6",
             "forebay_inflight_bytes 2000",
             "forebay_backpressure_seconds_total{cause=\"disk_full\"} 0.5",
@@ -553,6 +603,7 @@ mod tests {
     fn the_scrape_and_the_table_name_the_same_series() {
         let metrics = metrics();
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
+        metrics.set_events([("twin", 1)], 0);
         metrics.auth_refused("expired");
         metrics.http_answered(Route::DeviceGet, 200);
         metrics.set_events([("twin", 2)], 1);

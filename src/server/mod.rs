@@ -9,9 +9,11 @@
 //! only unacknowledged work.
 
 pub mod demo;
+mod openapi;
 mod presence;
 mod resumption;
 mod sweeper;
+mod throttles;
 pub mod tls;
 
 use std::net::{SocketAddr, TcpListener};
@@ -29,10 +31,10 @@ use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{
     Authenticator, Authorities, Entropy, EventKind, EventSettings, Events, Feedbacks, Groups, HubConfig, Live,
-    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Twins, meta::HubMeta,
+    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Throttles, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log};
-use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts};
+use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, SequenceNumber, UtcMillis};
@@ -108,6 +110,7 @@ pub struct Server {
     https: actix_web::dev::ServerHandle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
+    throttles: Arc<Throttles>,
     presence: presence::Keeping,
     syncer: Option<Syncer>,
     drain_timeout: Duration,
@@ -271,6 +274,12 @@ impl Server {
             SystemTime::now(),
         ));
         metrics.recovered(recovery);
+        let throttles = Arc::new(Throttles::open(
+            throttles::settings(config),
+            state.clone(),
+            Instant::now(),
+            Arc::new(ThrottleFacts(metrics.clone())),
+        )?);
         let readiness = Arc::new(Readiness::default());
         let budget = u32::try_from(config.shard.inflight_bytes_max.0).unwrap_or(u32::MAX);
         let inboxes: Vec<_> = (0..settings.shards).map(|_| Inbox::new(budget)).collect();
@@ -318,6 +327,7 @@ impl Server {
             registry: registry.clone(),
             groups: groups.clone(),
             outboxes: outboxes.clone(),
+            throttles: throttles.clone(),
             twins: twins.clone(),
             lines: lines.clone(),
             host_name: hub_config.host_names[0].clone(),
@@ -342,6 +352,7 @@ impl Server {
         let devices = Devices {
             authenticator: authenticator.clone(),
             outboxes: outboxes.clone(),
+            throttles: throttles.clone(),
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
@@ -352,11 +363,13 @@ impl Server {
             twins,
             outboxes: outboxes.clone(),
             feedbacks: feedbacks.clone(),
+            throttles: throttles.clone(),
             lines,
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),
         };
+        actix_rt::spawn(throttles::keep_count(throttles.clone()));
         let swept = sweeper::Swept {
             outboxes,
             feedbacks,
@@ -380,6 +393,7 @@ impl Server {
             OpsState {
                 metrics: metrics.clone(),
                 readiness: readiness.clone(),
+                openapi: openapi::all_routes().to_string().into(),
             },
         )?;
         let ops_handle = ops.handle();
@@ -405,6 +419,7 @@ impl Server {
             https: https_handle,
             ops: ops_handle,
             keeper,
+            throttles,
             presence,
             syncer,
             drain_timeout: config.process.drain_timeout,
@@ -456,6 +471,7 @@ impl Server {
         for actor in &self.actors {
             let _ = actor.send(End).await;
         }
+        is_clean &= throttles::store_count(&self.throttles).await;
         is_clean &= self.presence.finish(deadline).await;
         // The syncer's last round follows the last append.
         drop(self.syncer.take());

@@ -310,16 +310,16 @@ pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<S
     Ok(Arc::new(config))
 }
 
-/// TLS for the HTTPS server: 1.2 and 1.3, no client certificate.
+/// TLS for the HTTPS server: 1.2 and 1.3. A client may show a certificate, on the terms of the QUIC door.
 ///
 /// # Errors
 /// The certificate or its key cannot be used.
 // IoT Hub, SDKs: azure-iot-device (Python) speaks TLS 1.2 only. ALPN is never required.
 pub fn https_config(identity: Identity, resumptions_max: usize) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
+        .with_client_cert_verifier(Arc::new(AnyClientCertificate { provider }))
         .with_single_cert(identity.chain, identity.key)?;
     config.session_storage = sessions(resumptions_max);
     Ok(config)

@@ -12,6 +12,7 @@ use forebay::client::service::Subscription;
 use forebay::client::tls::read_certificates;
 use forebay::hub::sas;
 use forebay::model::{Message, SystemKey};
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
@@ -67,6 +68,15 @@ impl Door {
     }
 
     fn with_versions(hub: &Hub, versions: &[&'static rustls::SupportedProtocolVersion]) -> Self {
+        Self::with(hub, versions, None)
+    }
+
+    /// With these versions of TLS, and whatever certificate and key the client shows.
+    pub fn with(
+        hub: &Hub,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        identity: Option<Arc<dyn ResolvesClientCert>>,
+    ) -> Self {
         let mut roots = RootCertStore::empty();
         for root in read_certificates("CA file", &hub.endpoints().ca_file).unwrap() {
             roots.add(root).unwrap();
@@ -75,8 +85,11 @@ impl Door {
         let tls = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let tls = match identity {
+            Some(identity) => tls.with_client_cert_resolver(identity),
+            None => tls.with_no_client_auth(),
+        };
         let site = Site::of(hub);
         Self {
             port: hub.endpoints().https_port,
@@ -93,7 +106,7 @@ impl Door {
         StreamOwned::new(ClientConnection::new(self.tls.clone(), name).unwrap(), stream)
     }
 
-    fn owner_token(&self) -> String {
+    pub fn owner_token(&self) -> String {
         token(HOST, &self.owner.1, Some(&self.owner.0), 3600)
     }
 
@@ -102,6 +115,14 @@ impl Door {
         let mut stream = self.connect();
         write_request(&mut stream, method, path, headers, body);
         read_reply(&mut stream).unwrap()
+    }
+
+    /// As `ask`, where the handshake may fail: whether there is an answer.
+    pub fn is_heard(&self, path: &str) -> bool {
+        let mut stream = self.connect();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes());
+        read_reply(&mut stream).is_some()
     }
 
     /// As the owner, with JSON.

@@ -1,5 +1,6 @@
 //! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
 
+mod certificates;
 mod cli;
 mod commands;
 mod devices;
@@ -9,7 +10,9 @@ mod http;
 mod hub;
 mod kill9;
 mod network;
+mod openapi;
 mod peers;
 mod registry;
 mod sessions;
 mod streams;
+mod throttles;

@@ -184,7 +184,7 @@ async fn changing_an_identity_cuts_its_session_at_once() {
 }
 
 /// A certificate for `name`, signed by `issuer` or by itself.
-fn certificate(name: &str, issuer: Option<&CertifiedIssuer<'_, KeyPair>>) -> Identity {
+pub fn certificate(name: &str, issuer: Option<&CertifiedIssuer<'_, KeyPair>>) -> Identity {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -198,14 +198,14 @@ fn certificate(name: &str, issuer: Option<&CertifiedIssuer<'_, KeyPair>>) -> Ide
     }
 }
 
-fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+pub fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn leaf(identity: &Identity) -> &CertificateDer<'static> {
+pub fn leaf(identity: &Identity) -> &CertificateDer<'static> {
     &identity.chain[0]
 }
 

@@ -9,6 +9,7 @@ use super::{FeedbackRecord, StoredRecord};
 use crate::hub::code::ErrorCode;
 use crate::hub::decide::{Answer, decide, decode, encode};
 use crate::hub::entropy::Entropy;
+use crate::hub::lane::DecisionLanes;
 use crate::hub::outbox::delivery::LockLost;
 use crate::hub::outbox::{LockToken, Queue, QueueSettings, Settlement, later, millis};
 use crate::model::{PartitionId, UtcMillis};
@@ -22,6 +23,8 @@ const RELEASE_INTERVAL: Duration = Duration::from_secs(15);
 const BATCHES_MAX: usize = 64;
 /// Records one sweep looks at.
 const SWEEP_RECORDS_MAX: usize = 256;
+/// Requests that wait for those before them: the hub has one queue.
+const WAITING_MAX: usize = 1024;
 const QUEUE_KEY: &[u8] = b"queue";
 
 /// Why the feedback queue did not do what it was asked.
@@ -101,6 +104,7 @@ pub struct Feedbacks {
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
     settings: QueueSettings,
+    lanes: Arc<DecisionLanes<()>>,
 }
 
 impl Feedbacks {
@@ -111,6 +115,7 @@ impl Feedbacks {
             state,
             entropy,
             settings,
+            lanes: DecisionLanes::new(WAITING_MAX, usize::MAX),
         }
     }
 
@@ -158,7 +163,7 @@ impl Feedbacks {
             });
             Ok((open.close(batch), delivered))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        self.lanes.decide(&self.state, (), 0, Box::new(attempt), Box::new(done));
     }
 
     /// Ends a lock in the way its holder says. A batch that is completed or rejected is gone.
@@ -176,7 +181,7 @@ impl Feedbacks {
             let batch = open.handle_timeout(state, WriteBatch::new(), now)?;
             Ok((open.close(batch), ()))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        self.lanes.decide(&self.state, (), 0, Box::new(attempt), Box::new(done));
     }
 
     /// Removes expired records of a partition that no batch holds: without a service that reads, nobody else would. Go

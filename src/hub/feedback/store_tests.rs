@@ -343,3 +343,24 @@ fn an_outcome_that_was_not_written_has_no_feedback() {
     assert_eq!(complete().unwrap_err().code().number, 412_002);
     assert_eq!(hub.rows(), [1, 0, 0], "once, however often it is said");
 }
+
+/// The hub has one feedback queue: each round of commits one of all who settle is first.
+#[test]
+fn twenty_services_settle_at_the_same_moment() {
+    let hub = hub();
+    hub.complete("d", 0..20 * RECORDS_MAX);
+    let batches: Vec<_> = (0..20).map(|_| hub.receive(NOW).unwrap()).collect();
+    hub.state.hold(99);
+    let answers = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for batch in &batches {
+        let told = Arc::clone(&answers);
+        hub.feedbacks
+            .settle(batch.token, Settlement::Complete, NOW, move |result| {
+                told.lock().unwrap().push(result.map_err(|error| error.code().number));
+            });
+    }
+    while hub.state.release(1) > 0 {}
+    assert_eq!(*answers.lock().unwrap(), [Ok(()); 20]);
+    hub.state.release_all();
+    assert!(hub.receive(NOW).is_none());
+}

@@ -13,12 +13,20 @@ use crate::hub::entropy::Entropy;
 use crate::hub::feedback::{self, Ack, FeedbackRecord};
 use crate::hub::identity::{DeviceIdentity, IdentityName};
 use crate::hub::json;
+use crate::hub::lane::DecisionLanes;
 use crate::hub::registry::{device_key, module_key};
 use crate::model::{DeviceId, Generation, Message, PartitionId, UtcMillis};
 use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
 
 /// Queues one sweep looks at: bounds what it reads and what its batch holds.
 pub const SWEEP_QUEUES_MAX: usize = 64;
+
+/// Requests that wait for those of the same queue before them.
+const WAITING_PER_QUEUE_MAX: usize = 256;
+/// Memory of all requests that wait.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a waiting request takes beside its message.
+const REQUEST_BYTES: usize = 512;
 
 /// Why an outbox did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -113,7 +121,8 @@ pub struct Wish {
 /// it must be short and must not block. Locks that run out and are nobody's any more are not told of.
 pub type Observer = Box<dyn Fn(&IdentityName) + Send + Sync>;
 
-/// The outboxes. Cloning shares them.
+/// The outboxes. Cloning shares them. Two that do not share over one store are right as well, but may be `Busy` when both
+/// write one queue.
 #[derive(Clone)]
 pub struct Outboxes {
     observer: Arc<OnceLock<Observer>>,
@@ -121,6 +130,8 @@ pub struct Outboxes {
     entropy: Arc<dyn Entropy>,
     settings: QueueSettings,
     partition_count: u16,
+    /// Of each queue.
+    lanes: Arc<DecisionLanes<IdentityName>>,
 }
 
 impl Outboxes {
@@ -138,6 +149,7 @@ impl Outboxes {
             entropy,
             settings,
             partition_count,
+            lanes: DecisionLanes::new(WAITING_PER_QUEUE_MAX, WAITING_BYTES_MAX),
         }
     }
 
@@ -174,7 +186,8 @@ impl Outboxes {
             Err(error) => return done(Err(error.into())),
         };
         let bytes = message::encode(message, now);
-        let (outboxes, queue) = (self.clone(), name.clone());
+        let cost = REQUEST_BYTES + bytes.len();
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             // Unchanged until the commit: a message must not be left to a later device of the same name.
             let (generation, unchanged) = outboxes.identity(state, &queue)?;
@@ -207,7 +220,9 @@ impl Outboxes {
             let expires = accepted.expires;
             Ok((batch, Enqueued { sequence, expires }))
         };
-        decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
+        let done = self.telling(name, done);
+        self.lanes
+            .decide(&self.state, subject, cost, Box::new(attempt), Box::new(done));
     }
 
     /// Locks the oldest messages that wait, at most `count_max`. Costs no write when none waits.
@@ -218,7 +233,7 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<Vec<Delivered>, OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, name) = (self.clone(), name.clone());
+        let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             let Some(mut open) = outboxes.open(state, &name)? else {
                 return Ok((WriteBatch::new(), Vec::new()));
@@ -248,7 +263,8 @@ impl Outboxes {
             }
             Ok((open.close(&outboxes, WriteBatch::new(), now), delivered))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        self.lanes
+            .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
     }
 
     /// Ends a lock in the way its holder says.
@@ -260,7 +276,7 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<(), OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, queue) = (self.clone(), name.clone());
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             let mut open = outboxes.open(state, &queue)?.ok_or(LockLost)?;
             let delivery_count_max = outboxes.settings.delivery_count_max;
@@ -268,12 +284,12 @@ impl Outboxes {
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), ()))
         };
-        match settlement {
-            Settlement::Complete | Settlement::Reject => decide(&self.state, Box::new(attempt), Box::new(done)),
-            Settlement::Abandon | Settlement::Release => {
-                decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
-            }
-        }
+        let done: Answer<(), OutboxError> = match settlement {
+            Settlement::Complete | Settlement::Reject => Box::new(done),
+            Settlement::Abandon | Settlement::Release => Box::new(self.telling(name, done)),
+        };
+        self.lanes
+            .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), done);
     }
 
     /// A connection was lost: gives back what it held, so that the next one need not wait for the locks to run out.
@@ -285,7 +301,8 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<usize, OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, queue) = (self.clone(), name.clone());
+        let held_bytes = tokens.len() * size_of::<LockToken>();
+        let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             let Some(mut open) = outboxes.open(state, &queue)? else {
                 return Ok((WriteBatch::new(), 0));
@@ -299,7 +316,14 @@ impl Outboxes {
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), released))
         };
-        decide(&self.state, Box::new(attempt), Box::new(self.telling(name, done)));
+        let done = self.telling(name, done);
+        self.lanes.decide(
+            &self.state,
+            subject,
+            REQUEST_BYTES + held_bytes,
+            Box::new(attempt),
+            Box::new(done),
+        );
     }
 
     /// Removes all messages of a queue, locked ones too; how many there were.
@@ -309,7 +333,7 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<usize, OutboxError>) + Send + 'static,
     ) {
-        let (outboxes, name) = (self.clone(), name.clone());
+        let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             outboxes.identity(state, &name)?;
             let Some(mut open) = outboxes.open(state, &name)? else {
@@ -319,7 +343,8 @@ impl Outboxes {
             let purged = open.stored.queue.purge();
             Ok((open.close(&outboxes, WriteBatch::new(), now), purged))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        self.lanes
+            .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
     }
 
     /// Messages that wait or are locked (`cloudToDeviceMessageCount`). An unknown identity has none.
@@ -366,6 +391,7 @@ impl Outboxes {
             }
             Ok((batch, Swept { expired, next }))
         };
+        // Goes through many queues; whoever wrote one of them meanwhile makes it look again.
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
 

@@ -368,6 +368,98 @@ fn writers_at_the_same_moment_lose_nothing() {
     assert_eq!(hub.receive(&d, 99, NOW).len(), 10);
 }
 
+/// Each round of commits one writer is first. Without lanes all others try again, and after some rounds give up.
+#[test]
+fn sixty_four_writers_of_one_queue_are_all_answered_in_their_order() {
+    let hub = hub();
+    let d = device("d");
+    hub.state.hold(99);
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    for id in 0..44 {
+        let told = Arc::clone(&answers);
+        let message = command(&id.to_string());
+        hub.outboxes.enqueue(&d, &message, NOW, move |result| {
+            let sequence = result.map_err(|error| error.code().number);
+            told.lock()
+                .unwrap()
+                .push(("queued", sequence.map(|queued| queued.sequence)));
+        });
+    }
+    for _ in 0..20 {
+        let told = Arc::clone(&answers);
+        hub.outboxes.receive(&d, 1, NOW, move |result| {
+            let sequence = result.map_err(|error| error.code().number);
+            told.lock()
+                .unwrap()
+                .push(("taken", sequence.map(|delivered| delivered[0].sequence)));
+        });
+    }
+    while hub.state.release(1) > 0 {}
+    let queued = (1..=44).map(|sequence| ("queued", Ok(sequence)));
+    let taken = (1..=20).map(|sequence| ("taken", Ok(sequence)));
+    assert!(
+        answers.lock().unwrap().iter().copied().eq(queued.chain(taken)),
+        "{answers:?}"
+    );
+    assert!(hub.outboxes.lanes.is_empty(), "a lane does not outlive its writers");
+}
+
+#[test]
+fn what_waits_for_a_queue_is_bounded() {
+    let hub = hub();
+    hub.state.hold(99);
+    let refused = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..WAITING_PER_QUEUE_MAX + 3 {
+        let told = Arc::clone(&refused);
+        hub.outboxes.enqueue(&device("d"), &command("m"), NOW, move |result| {
+            if let Err(error) = result {
+                told.lock().unwrap().push(error.code().number);
+            }
+        });
+    }
+    assert_eq!(*refused.lock().unwrap(), [503_005; 2], "one is under way");
+    hub.state.release_all();
+    assert_eq!(hub.outboxes.depth(&device("d"), NOW).unwrap(), QUEUE_DEPTH_MAX);
+    assert!(hub.outboxes.lanes.is_empty(), "there is room again");
+}
+
+/// The store in use answers on a thread of its own, where the next request of a lane starts.
+#[test]
+fn on_the_real_store_threads_that_write_one_queue_are_all_answered() {
+    let folder = std::env::temp_dir().join(format!("forebay-lanes-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("state.redb");
+    {
+        let state: Arc<dyn State> = Arc::new(RedbState::open(&file, &RedbConfig::default()).unwrap());
+        let registry = Registry::open(state.clone(), Arc::new(Counting::default()), PARTITIONS).unwrap();
+        let identity = DeviceIdentity::new(DeviceId::new("d").unwrap());
+        registry.create_device_blocking(identity, NOW).unwrap();
+        let settings = QueueSettings::default();
+        let outboxes = Outboxes::new(state, Arc::new(Counting::default()), settings, PARTITIONS);
+        std::thread::scope(|scope| {
+            for id in 0..48 {
+                let outboxes = &outboxes;
+                scope.spawn(move || {
+                    let message = command(&id.to_string());
+                    outboxes
+                        .wait(|done| outboxes.enqueue(&device("d"), &message, NOW, done))
+                        .unwrap();
+                });
+            }
+            for _ in 0..16 {
+                let outboxes = &outboxes;
+                scope.spawn(move || {
+                    outboxes
+                        .wait(|done| outboxes.receive(&device("d"), 1, NOW, done))
+                        .unwrap()
+                });
+            }
+        });
+        assert_eq!(outboxes.depth(&device("d"), NOW).unwrap(), 48);
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn a_sweep_ends_what_expired_page_by_page() {
     let hub = hub();

@@ -1,11 +1,9 @@
 //! Reads and changes stored twins; writes of one twin go through its lane, one group after the other.
 //!
-//! Deciding on what is durable and trying again would be enough for twins to be right, but not for order: a patch that
-//! lost a race would come after one that the device sent later. And it would commit one patch for each sync.
+//! Without lanes a patch that lost a race would come after one that the device sent later, and each would be a commit of
+//! its own.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use super::document::{Members, Twin, TwinUpdate, without_reserved};
 use super::limits::{InvalidTwin, Measure, SectionName, check_patch};
@@ -13,6 +11,7 @@ use crate::hub::code::ErrorCode;
 use crate::hub::decide::{decide, decode, encode};
 use crate::hub::events::Operation;
 use crate::hub::identity::{IdentityName, Life};
+use crate::hub::lane::{self, Answered, Bounds, Lanes, Owner};
 use crate::hub::registry::{IfMatch, Registry};
 use crate::model::{Generation, UtcMillis};
 use crate::state::{Expected, State, StateError, Table, WriteBatch, blocking};
@@ -124,7 +123,7 @@ pub struct Twins {
 struct Shared {
     state: Arc<dyn State>,
     registry: Registry,
-    lanes: Mutex<Lanes>,
+    lanes: Lanes<IdentityName, Write>,
     observer: OnceLock<Observer>,
 }
 
@@ -138,7 +137,6 @@ struct Write {
     change: Arc<TwinChange>,
     condition: Condition,
     now: UtcMillis,
-    bytes: usize,
     done: Done,
 }
 
@@ -154,7 +152,12 @@ enum Condition {
 
 impl Twins {
     pub fn new(state: Arc<dyn State>, registry: Registry) -> Self {
-        let lanes = Mutex::default();
+        let lanes = Lanes::new(Bounds {
+            per_lane_max: WAITING_PER_TWIN_MAX,
+            bytes_max: WAITING_BYTES_MAX,
+            // All that waits for one twin is one commit.
+            group_max: usize::MAX,
+        });
         Self {
             shared: Arc::new(Shared {
                 state,
@@ -282,14 +285,10 @@ impl Twins {
             change: Arc::new(change),
             condition,
             now,
-            bytes,
             done,
         };
-        let admitted = self.shared.lanes().admit(&name, write);
-        match admitted {
-            Admitted::First(write) => run(Arc::clone(&self.shared), name, vec![write]),
-            Admitted::Waits => {}
-            Admitted::Refused(write) => (write.done)(Err(StateError::Busy.into())),
+        if let Err(write) = lane::enter(&self.shared, name, write, bytes) {
+            (write.done)(Err(StateError::Busy.into()));
         }
     }
 }
@@ -333,48 +332,16 @@ impl TwinChange {
     }
 }
 
-/// A twin with writes under way has a lane, in which further ones wait.
-#[derive(Default)]
-struct Lanes {
-    waiting: HashMap<IdentityName, VecDeque<Write>>,
-    waiting_bytes: usize,
-}
+impl Owner for Shared {
+    type Key = IdentityName;
+    type Work = Write;
 
-enum Admitted {
-    /// Nothing is under way: the caller runs it.
-    First(Write),
-    Waits,
-    Refused(Write),
-}
-
-impl Lanes {
-    fn admit(&mut self, name: &IdentityName, write: Write) -> Admitted {
-        let Some(lane) = self.waiting.get_mut(name) else {
-            self.waiting.insert(name.clone(), VecDeque::new());
-            return Admitted::First(write);
-        };
-        if lane.len() == WAITING_PER_TWIN_MAX || self.waiting_bytes + write.bytes > WAITING_BYTES_MAX {
-            return Admitted::Refused(write);
-        }
-        self.waiting_bytes += write.bytes;
-        lane.push_back(write);
-        Admitted::Waits
+    fn lanes(&self) -> &Lanes<IdentityName, Write> {
+        &self.lanes
     }
 
-    /// All that waits; when nothing does, the lane is closed.
-    fn next(&mut self, name: &IdentityName) -> Vec<Write> {
-        let lane = self.waiting.get_mut(name).map(std::mem::take).unwrap_or_default();
-        if lane.is_empty() {
-            self.waiting.remove(name);
-        }
-        self.waiting_bytes -= lane.iter().map(|write| write.bytes).sum::<usize>();
-        lane.into()
-    }
-}
-
-impl Shared {
-    fn lanes(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn work(self: Arc<Self>, name: &IdentityName, group: Vec<Write>, answered: Answered) {
+        decide_group(&self, name, group, answered);
     }
 }
 
@@ -397,28 +364,6 @@ impl From<StateError> for Unwritten {
 impl From<TwinError> for Unwritten {
     fn from(error: TwinError) -> Self {
         Self::All(error)
-    }
-}
-
-/// Runs a group of writes of one twin, and the groups that have come since, until nothing waits.
-///
-/// A group may be answered before `decide` returns or later, on another thread. Whoever is second to see that goes on,
-/// so that groups which are refused at once make a loop and not a recursion as deep as there are groups.
-fn run(shared: Arc<Shared>, name: IdentityName, mut writes: Vec<Write>) {
-    while !writes.is_empty() {
-        let is_second = Arc::new(AtomicBool::new(false));
-        let (again, subject, is_second_there) = (Arc::clone(&shared), name.clone(), Arc::clone(&is_second));
-        let answered = move || {
-            if is_second_there.swap(true, Ordering::AcqRel) {
-                let writes = again.lanes().next(&subject);
-                run(again, subject, writes);
-            }
-        };
-        decide_group(&shared, &name, writes, answered);
-        if !is_second.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        writes = shared.lanes().next(&name);
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Rest;
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::bulk::{self, Entry, Mode, Outcome};
+use crate::hub::throttle::Class;
 use crate::hub::{ErrorCode, KeySlot};
 
 /// IoT Hub, quotas: entries of one bulk request.
@@ -82,6 +83,7 @@ impl Rest {
     pub(super) async fn bulk(&self, call: Call) -> Result<Answer, Refused> {
         let entries: Vec<Entry> = call.json().await?;
         check_count(entries.len())?;
+        self.throttle(Class::Registry, entries.len() as u64).await?;
         let now = call.now();
         let count = entries.len();
         let mut seen = HashSet::new();
@@ -142,6 +144,7 @@ impl Rest {
     pub(super) async fn regenerate(&self, call: Call) -> Result<Answer, Refused> {
         let wanted: Regenerate = call.json().await?;
         check_count(wanted.devices.len())?;
+        self.throttle(Class::Registry, wanted.devices.len() as u64).await?;
         let slots: &'static [KeySlot] = match wanted.policy_key.to_ascii_lowercase().as_str() {
             "primarykey" => &[KeySlot::Primary],
             "secondarykey" => &[KeySlot::Secondary],

@@ -3,6 +3,7 @@
 use super::Rest;
 use crate::http::{Answer, Call, Refused};
 use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
+use crate::hub::throttle::{self, Class};
 
 impl Rest {
     pub(super) async fn invoke(&self, call: Call) -> Result<Answer, Refused> {
@@ -10,6 +11,8 @@ impl Rest {
         let request: MethodRequest = call.json().await?;
         let method = request.check()?;
         method::find(&self.registry, &name)?;
+        let bytes = throttle::method_bytes(method.payload.len());
+        self.throttle(Class::MethodBytes, bytes).await?;
         let answer = self.lines.invoke(&name, method).await?;
         Ok(Answer::json(200, &MethodResponse::from(answer)))
     }

@@ -18,16 +18,18 @@ mod query;
 mod twin;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Twins};
+use crate::hub::throttle::Class;
+use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 
 // IoT Hub, HTTPS section 5.
-const ROUTES: &[Entry] = &[
+pub const ROUTES: &[Entry] = &[
     ("GET", "/devices", Route::DeviceList),
     ("POST", "/devices", Route::DeviceBulk),
     ("POST", "/devices/keys/regenerate", Route::KeysRegenerate),
@@ -70,6 +72,7 @@ pub struct Rest {
     pub twins: Twins,
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
+    pub throttles: Arc<Throttles>,
     pub live: Live,
     pub lines: Lines,
     pub router: Arc<Router<DiskStorage>>,
@@ -92,6 +95,9 @@ impl Room for Rest {
 impl Rest {
     async fn serve(&self, route: Route, call: Call) -> Result<Answer, Refused> {
         self.permit(&call, permission(route))?;
+        if let Some(class) = class(route) {
+            self.throttle(class, 1).await?;
+        }
         match route {
             Route::DeviceGet => self.device_get(&call),
             Route::DevicePut => self.device_put(call).await,
@@ -126,6 +132,11 @@ impl Rest {
         }
     }
 
+    /// Waits until so many units of a class may be used.
+    async fn throttle(&self, class: Class, units: u64) -> Result<(), Refused> {
+        pass(self.throttles.admit(class, units, Instant::now())).await
+    }
+
     /// Each request carries its own credential.
     fn permit(&self, call: &Call, wanted: Permissions) -> Result<(), Refused> {
         let token = call.authorization()?;
@@ -136,7 +147,7 @@ impl Rest {
 }
 
 // IoT Hub, identity and security section 2.
-fn permission(route: Route) -> Permissions {
+pub fn permission(route: Route) -> Permissions {
     match route {
         Route::DeviceGet | Route::DeviceList | Route::ModuleGet | Route::ModuleList | Route::StatisticsDevices => {
             Permissions::REGISTRY_READ
@@ -157,6 +168,39 @@ fn permission(route: Route) -> Permissions {
         | Route::FeedbackReceive
         | Route::FeedbackComplete
         | Route::FeedbackAbandon => Permissions::SERVICE_CONNECT,
+        Route::DeviceEvents
+        | Route::DeviceFiles
+        | Route::CommandReceive
+        | Route::CommandSettle
+        | Route::CommandAbandon
+        | Route::None => unreachable!("not among this room's routes"),
+    }
+}
+
+/// Which throttle a request counts for, once; what counts each of its items does so itself.
+// IoT Hub, quotas and errors section 2.
+fn class(route: Route) -> Option<Class> {
+    match route {
+        Route::DeviceGet
+        | Route::DevicePut
+        | Route::DeviceDelete
+        | Route::DeviceList
+        | Route::ModuleGet
+        | Route::ModulePut
+        | Route::ModuleDelete
+        | Route::ModuleList
+        | Route::StatisticsDevices => Some(Class::Registry),
+        Route::DeviceQuery => Some(Class::Queries),
+        Route::TwinGet => Some(Class::TwinReads),
+        Route::TwinPatch | Route::TwinPut => Some(Class::TwinUpdates),
+        Route::DeviceBulk
+        | Route::KeysRegenerate
+        | Route::MethodInvoke
+        | Route::StatisticsService
+        | Route::CommandPurge
+        | Route::FeedbackReceive
+        | Route::FeedbackComplete
+        | Route::FeedbackAbandon => None,
         Route::DeviceEvents
         | Route::DeviceFiles
         | Route::CommandReceive

@@ -13,18 +13,20 @@ mod events;
 use std::sync::Arc;
 use std::time::Instant;
 
+use actix_web::http::header::AUTHORIZATION;
 use tokio::sync::oneshot;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes};
+use crate::hub::throttle::Class;
+use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Permissions, Throttles};
 use crate::log::DiskStorage;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
 use crate::wire::stamp::Origin;
 
 // IoT Hub, HTTPS section 2.
-const ROUTES: &[Entry] = &[
+pub const ROUTES: &[Entry] = &[
     ("POST", "/devices/{}/messages/events", Route::DeviceEvents),
     ("POST", "/devices/{}/modules/{}/messages/events", Route::DeviceEvents),
     ("GET", "/devices/{}/messages/devicebound", Route::CommandReceive),
@@ -39,10 +41,16 @@ const ROUTES: &[Entry] = &[
     ("POST", "/devices/{}/files/notifications/{}", Route::DeviceFiles),
 ];
 
+/// What the credential of any of the routes must allow.
+pub fn permission(_: Route) -> Permissions {
+    Permissions::DEVICE_CONNECT
+}
+
 /// The room of the device routes.
 pub struct Devices {
     pub authenticator: Authenticator,
     pub outboxes: Outboxes,
+    pub throttles: Arc<Throttles>,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.
     pub host_name: String,
@@ -60,9 +68,17 @@ impl Room for Devices {
             match route {
                 Route::DeviceEvents => {
                     let messages = events::read(&call).await?;
+                    let (count, bytes) = (u64::from(messages.count), messages.payload.len() as u64);
+                    let turn = self
+                        .throttles
+                        .admit_telemetry(name, count, bytes, Instant::now(), call.now());
+                    pass(turn).await?;
                     self.store(&call, identity, messages).await
                 }
-                Route::CommandReceive => self.receive(&call, name).await,
+                Route::CommandReceive => {
+                    pass(self.throttles.admit(Class::C2dReceives, 1, Instant::now())).await?;
+                    self.receive(&call, name).await
+                }
                 Route::CommandSettle if call.query("reject").is_some() => {
                     self.settle(&call, name, Settlement::Reject).await
                 }
@@ -105,7 +121,14 @@ impl Room for Devices {
 impl Devices {
     fn authenticate(&self, call: &Call) -> Result<Authenticated, Refused> {
         let wanted = call.identity()?;
-        let credential = Credential::Sas(call.authorization()?);
+        let chain: Vec<&[u8]> = call.certificates().iter().map(AsRef::as_ref).collect();
+        // IoT Hub, HTTPS section 1: a certificate counts where there is no header.
+        let credential = match chain.split_first() {
+            Some((leaf, intermediates)) if !call.headers().contains_key(AUTHORIZATION) => {
+                Credential::Certificate { leaf, intermediates }
+            }
+            _ => Credential::Sas(call.authorization()?),
+        };
         Ok(self
             .authenticator
             .authenticate(credential, &wanted, &self.host_name, call.now())?)

@@ -1,7 +1,8 @@
 //! A device's session: batches in, cumulative acknowledgements out.
 //!
 //! One task per session, on the arbiter that accepted the connection. It stops reading (so that QUIC flow control slows
-//! the device down) while the shard's budget is used up, or while the session has more unacknowledged bytes than it may.
+//! the device down) while the shard's budget is used up, while the session has more unacknowledged bytes than it may, or
+//! while a batch waits for its turn under the throttles.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,12 +13,13 @@ use quinn::{Connection, RecvStream, SendStream, ZeroRttAccepted};
 use tokio::sync::oneshot;
 
 use super::config::BATCH_COUNT_MAX;
-use super::door::{Closing, Door};
+use super::door::{Closing, Door, pass};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
 use super::streams::{Acceptor, Target};
 use crate::hub::auth::Authenticated;
 use crate::hub::filter::DeviceKey;
+use crate::hub::throttle::{Class, Gate, Pace};
 use crate::model::{DeviceId, Epoch, UtcMillis};
 use crate::shard::command::{Append, Command, OpenError, OpenSession, Opened, SessionId};
 use crate::shard::inbox::Inbox;
@@ -54,6 +56,7 @@ pub(super) async fn run(
         finish(&mut handshake).await?;
     }
     let identity = door.authenticate_device(connection, &device, &hello)?;
+    take_turn(door).await?;
     let (session, link, opened) = match open(door, &device, &identity, &hello, is_early && handshake.is_some()).await {
         Err(OpenError::EarlyData) => {
             finish(&mut handshake).await?;
@@ -105,6 +108,8 @@ pub(super) async fn run(
         link,
         inbox,
         intake: Intake::new(decoder, door.config.batch_bytes_max, limits),
+        pace: door.throttles.pace(),
+        paced: None,
         blocked: None,
         inflight: VecDeque::new(),
         inflight_bytes: 0,
@@ -118,6 +123,13 @@ pub(super) async fn run(
     }
     .run()
     .await
+}
+
+// IoT Hub, quotas and errors section 2: the rate of new connections is limited, not their number.
+async fn take_turn(door: &Door) -> Result<(), Closing> {
+    let turn = door.throttles.admit(Class::Connections, 1, Instant::now());
+    let passed = pass(turn).await;
+    passed.map_err(|throttled| Closing::new(CloseCode::Busy, throttled.to_string()))
 }
 
 async fn finish(handshake: &mut Option<ZeroRttAccepted>) -> Result<(), Closing> {
@@ -210,6 +222,10 @@ struct DeviceSession<'a> {
     link: Arc<SessionLink>,
     inbox: Arc<Inbox>,
     intake: Intake,
+    /// Under which throttles the session stands.
+    pace: Option<Pace>,
+    /// The next batch, if it waits for them.
+    paced: Option<Paced>,
     /// The next batch, its price, and since when it waits for the budget.
     blocked: Option<(Batch, u32, Instant)>,
     /// Last sequence and price of what is handed over and not acknowledged.
@@ -226,6 +242,15 @@ struct DeviceSession<'a> {
     is_reading: bool,
 }
 
+/// A batch that waits for its turn.
+struct Paced {
+    batch: Batch,
+    received: Instant,
+    gate: Gate,
+    /// When to try the gate.
+    until: Instant,
+}
+
 impl DeviceSession<'_> {
     async fn run(mut self) -> Result<(), Closing> {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
@@ -238,11 +263,12 @@ impl DeviceSession<'_> {
         loop {
             self.hand_over();
             self.queue_ack();
-            if !self.is_reading && self.inflight.is_empty() && self.blocked.is_none() && self.outgoing.is_empty() {
+            if !self.is_reading && self.is_idle() {
                 return Ok(());
             }
             let may_read = self.is_reading
                 && self.blocked.is_none()
+                && self.paced.is_none()
                 && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
             let deadline = self.deadline().map_or_else(far_future, Into::into);
             if timer.deadline() != deadline {
@@ -317,11 +343,11 @@ impl DeviceSession<'_> {
 
     /// Hands batches to the shard until its budget is used up.
     fn hand_over(&mut self) {
-        if self.blocked.is_some() || !self.intake.has_batches() {
+        if self.blocked.is_some() || (self.paced.is_none() && !self.intake.has_batches()) {
             return;
         }
-        let received = Instant::now();
-        while let Some(batch) = self.intake.poll_batch() {
+        let now = Instant::now();
+        while let Some((batch, received)) = self.next_batch(now) {
             let price = self.inbox.price(batch.payload.len());
             if self.inbox.try_reserve(price) {
                 self.submit(batch, price, received);
@@ -330,6 +356,36 @@ impl DeviceSession<'_> {
                 return;
             }
         }
+    }
+
+    /// The next batch that may go on, and since when it is here.
+    fn next_batch(&mut self, now: Instant) -> Option<(Batch, Instant)> {
+        let Some(pace) = &mut self.pace else {
+            return self.intake.poll_batch().map(|batch| (batch, now));
+        };
+        let mut paced = match self.paced.take() {
+            Some(paced) => paced,
+            None => Paced {
+                batch: self.intake.poll_batch()?,
+                received: now,
+                gate: Gate::default(),
+                until: now,
+            },
+        };
+        if paced.until <= now {
+            let (messages, bytes) = (u64::from(paced.batch.count), paced.batch.payload.len() as u64);
+            let (gate, until) = pace.pass(paced.gate, messages, bytes, now, self.door.clock.now());
+            let Some(until) = until else {
+                return Some((paced.batch, paced.received));
+            };
+            (paced.gate, paced.until) = (gate, until);
+        }
+        self.paced = Some(paced);
+        None
+    }
+
+    fn is_idle(&self) -> bool {
+        self.inflight.is_empty() && self.blocked.is_none() && self.paced.is_none() && self.outgoing.is_empty()
     }
 
     fn submit(&mut self, batch: Batch, price: u32, received: Instant) {
@@ -372,7 +428,8 @@ impl DeviceSession<'_> {
     fn deadline(&self) -> Option<Instant> {
         let expiry = self.expiry;
         let write = (!self.outgoing.is_empty()).then(|| self.write_started + WRITE_TIMEOUT);
-        [expiry, write].into_iter().flatten().min()
+        let paced = self.paced.as_ref().map(|paced| paced.until);
+        [expiry, write, paced].into_iter().flatten().min()
     }
 
     fn check_deadline(&mut self) -> Result<(), Closing> {

@@ -23,7 +23,8 @@ use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Events, Groups, IdentityName, Live, Outboxes, Registry, Twins};
+use crate::hub::throttle::Turn;
+use crate::hub::{Events, Groups, IdentityName, Live, Outboxes, Registry, Throttled, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -74,6 +75,7 @@ pub struct HubParts {
     pub registry: Registry,
     pub groups: Groups,
     pub outboxes: Outboxes,
+    pub throttles: Arc<Throttles>,
     pub live: Live,
     pub events: Events,
     pub twins: Twins,
@@ -90,6 +92,7 @@ pub struct Door {
     pub(super) registry: Registry,
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
+    pub(super) throttles: Arc<Throttles>,
     pub(super) live: Live,
     pub(super) events: Events,
     pub(super) twins: Twins,
@@ -124,6 +127,7 @@ impl Door {
             registry: hub.registry,
             groups: hub.groups,
             outboxes: hub.outboxes,
+            throttles: hub.throttles,
             live: hub.live,
             events: hub.events,
             twins: hub.twins,
@@ -223,6 +227,16 @@ impl Door {
         tracing::debug!(%error, "credential refused");
         super::error::closing_of_auth(error)
     }
+}
+
+/// Waits for the turn of what was let in under the throttles.
+pub(super) async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Throttled> {
+    // Keeps its place among those that wait until its turn has come.
+    let turn = turn?;
+    if let Some(until) = turn.until() {
+        tokio::time::sleep_until(until.into()).await;
+    }
+    Ok(())
 }
 
 fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<'static>> {

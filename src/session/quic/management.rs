@@ -21,19 +21,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::door::Door;
+use super::door::{Door, pass};
 use super::transfer;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::events::{Event, EventError};
 use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
 use crate::hub::policy::Permissions;
-use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
+use crate::hub::throttle::{self, Class};
+use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError, Throttled};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, PartitionId, SystemKey};
 use crate::wire::control::{Request, Response};
 
@@ -78,6 +80,15 @@ impl From<OutboxError> for Refused {
         Self {
             code: error.code(),
             reason: error.to_string(),
+        }
+    }
+}
+
+impl From<Throttled> for Refused {
+    fn from(throttled: Throttled) -> Self {
+        Self {
+            code: throttled.code(),
+            reason: throttled.to_string(),
         }
     }
 }
@@ -254,6 +265,14 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             reason,
         });
     }
+    // IoT Hub, quotas and errors section 2.
+    match request.operation.as_str() {
+        operation if operation.starts_with("device.") => {
+            pass(door.throttles.admit(Class::Registry, 1, Instant::now())).await?;
+        }
+        "c2d.send" => pass(door.throttles.admit_command(Instant::now(), door.clock.now())).await?,
+        _ => {}
+    }
     match request.operation.as_str() {
         "device.create" => {
             let wanted: DeviceIdentity = parse(&request.json)?;
@@ -333,6 +352,8 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let name = parse::<Target>(&request.json)?.read()?;
             let method = parse::<MethodRequest>(&request.json)?.check()?;
             method::find(&door.registry, &name)?;
+            let bytes = throttle::method_bytes(method.payload.len());
+            pass(door.throttles.admit(Class::MethodBytes, bytes, Instant::now())).await?;
             let answer = door.lines.invoke(&name, method).await?;
             Ok(json(&MethodResponse::from(answer)))
         }

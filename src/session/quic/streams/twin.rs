@@ -1,10 +1,14 @@
 //! A device's twin: read, reported, and told of changes to the desired properties.
 
+use std::time::Instant;
+
 use tokio::sync::mpsc;
 
 use super::{Fault, PENDING_MAX, Stream, Target, read, refused, replaced, unexpected};
+use crate::hub::throttle::Class;
 use crate::hub::twin::{DeviceSide, Members, TwinChange, TwinChanged, TwinError, parse_members};
-use crate::hub::{ErrorCode, Twin};
+use crate::hub::{ErrorCode, Throttled, Twin};
+use crate::session::quic::door::pass;
 use crate::shard::lines::News;
 use crate::wire::device::{Desired, Ready, Report, Reported, TwinDocument, TwinGet, TwinOpen};
 use crate::wire::frame::Kind;
@@ -39,11 +43,18 @@ pub(super) async fn run(stream: &mut Stream, open: TwinOpen) -> Result<(), Fault
                 match frame.kind {
                     Kind::TwinGet => {
                         let TwinGet { id } = read(&frame)?;
-                        let json = json(&DeviceSide::of(&self::twin(&target)?));
-                        stream.write(&TwinDocument { id, code: 0, json }).await?;
+                        let document = match turn(&target, Class::TwinReads).await {
+                            Ok(()) => TwinDocument { id, code: 0, json: json(&DeviceSide::of(&self::twin(&target)?)) },
+                            Err(throttled) => TwinDocument { id, code: throttled.code().number, json: throttled.to_string() },
+                        };
+                        stream.write(&document).await?;
                     }
                     Kind::Report => {
                         let Report { id, if_version, json } = read(&frame)?;
+                        if let Err(throttled) = turn(&target, Class::TwinUpdates).await {
+                            stream.write(&refusal(id, throttled.code(), &throttled)).await?;
+                            continue;
+                        }
                         match parse_members(json.as_bytes()) {
                             Err(error) => stream.write(&refusal(id, ErrorCode::FORMAT_ERROR, &error)).await?,
                             Ok(patch) => {
@@ -87,6 +98,11 @@ async fn tell(stream: &mut Stream, news: News, told: &mut u64) -> Result<(), Fau
         stream.write(&desired).await?;
     }
     Ok(())
+}
+
+/// Waits until the device may use one of the hub's; the stream is not read meanwhile.
+async fn turn(target: &Target, class: Class) -> Result<(), Throttled> {
+    pass(target.door.throttles.admit(class, 1, Instant::now())).await
 }
 
 fn twin(target: &Target) -> Result<Twin, Fault> {
