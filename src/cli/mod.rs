@@ -9,6 +9,7 @@ mod connect;
 pub mod dev;
 pub mod device;
 pub mod endpoints;
+pub mod events;
 mod lines;
 pub mod log;
 mod running;
@@ -24,6 +25,7 @@ pub use config::ConfigArgs;
 pub use dev::DevArgs;
 pub use device::DeviceArgs;
 pub use endpoints::{Endpoints, HubArgs};
+pub use events::EventsArgs;
 pub use log::LogArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
@@ -53,6 +55,8 @@ pub enum Command {
     C2d(C2dArgs),
     /// Follow the messages of a hub
     Tail(TailArgs),
+    /// Follow what the hub tells of itself: devices created, connected, changed, deleted
+    Events(EventsArgs),
     /// Look into the log files of a stopped hub
     Log(LogArgs),
 }
@@ -71,6 +75,7 @@ impl Cli {
             Command::Send(args) => args.run(),
             Command::C2d(args) => args.run(),
             Command::Tail(args) => args.run(),
+            Command::Events(args) => args.run(),
             Command::Log(args) => args.run(),
         }
     }
@@ -129,6 +134,8 @@ mod tests {
             "forebay c2d purge dev-1 --json",
             "forebay tail",
             "forebay tail --partition 1 --from sequence:5 --json --count 3",
+            "forebay events tail",
+            "forebay events tail --json --earliest --partition 1 --count 3 --hub d",
             "forebay log verify d",
             "forebay log dump d --partition 1 --from 5 --count 2 --json",
             "forebay log stat d --json",

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::backoff::{Backoff, BackoffConfig};
 use super::buffer::{Buffer, BufferConfig, BufferError, BufferSync, Stored, Unacknowledged, WhenFull};
@@ -100,6 +100,8 @@ struct Inner {
     link: Link,
     connects: u64,
     failure: Option<(CloseCode, String)>,
+    /// Why the last connection ended or was not made.
+    trouble: Option<String>,
     encoded: Vec<u8>,
     /// Messages that may be in the log already under an older epoch.
     uncertain: bool,
@@ -111,6 +113,8 @@ struct Shared {
     pushed: Notify,
     /// Something was acknowledged, or the link changed.
     moved: Notify,
+    /// The connection that was welcomed last, for as long as it lasts.
+    session: watch::Sender<Option<quinn::Connection>>,
 }
 
 impl Shared {
@@ -156,11 +160,13 @@ impl Device {
                 link: Link::Connecting,
                 connects: 0,
                 failure: None,
+                trouble: None,
                 encoded: Vec::new(),
                 uncertain: false,
             }),
             pushed: Notify::new(),
             moved: Notify::new(),
+            session: watch::Sender::new(None),
         });
         let stop = Arc::new(Notify::new());
         let driver = Driver {
@@ -305,6 +311,11 @@ impl Device {
         self.shared.lock().failure.clone()
     }
 
+    /// Why the last connection ended or could not be made; `None` before the first trouble.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.lock().trouble.clone()
+    }
+
     /// Whether messages may stand in the log twice: the buffer was an old copy, or another buffer of the same device was
     /// in use, so that the hub could not recognise what it had stored.
     pub fn may_have_duplicates(&self) -> bool {
@@ -333,6 +344,41 @@ impl Device {
                 }
             }
             moved.await;
+        }
+    }
+
+    /// The connection of the running session, once there is one other than `after`.
+    ///
+    /// # Errors
+    /// The device has ended.
+    pub(super) async fn session(&self, after: Option<&quinn::Connection>) -> Result<quinn::Connection, ClientError> {
+        let mut session = self.shared.session.subscribe();
+        loop {
+            let current = session.borrow_and_update().clone();
+            if let Some(current) = current
+                && after.is_none_or(|after| after.stable_id() != current.stable_id())
+            {
+                return Ok(current);
+            }
+            let moved = self.shared.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            {
+                let inner = self.shared.lock();
+                if inner.link == Link::Ended {
+                    return Err(match &inner.failure {
+                        Some((code, reason)) => ClientError::Closed {
+                            code: *code,
+                            reason: reason.clone(),
+                        },
+                        None => ClientError::Stopped,
+                    });
+                }
+            }
+            tokio::select! {
+                _ = session.changed() => {}
+                () = moved => {}
+            }
         }
     }
 
@@ -414,6 +460,22 @@ impl From<ClientError> for Ended {
     }
 }
 
+/// Lets the device's streams know the connection, for as long as it is theirs.
+struct Session<'a>(&'a Shared);
+
+impl<'a> Session<'a> {
+    fn new(shared: &'a Shared, connection: &quinn::Connection) -> Self {
+        shared.session.send_replace(Some(connection.clone()));
+        Self(shared)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.0.session.send_replace(None);
+    }
+}
+
 struct Driver {
     endpoint: ClientEndpoint,
     options: DeviceOptions,
@@ -448,6 +510,7 @@ impl Driver {
                 break;
             }
             tracing::debug!(device = %self.options.device_id, %error, "connection lost");
+            self.shared.lock().trouble = Some(error.to_string());
             self.shared.set_link(Link::Waiting);
             let mut random = [0; 8];
             super::random(&mut random);
@@ -495,6 +558,7 @@ impl Driver {
             inner.connects += 1;
         }
         self.shared.set_link(Link::Connected);
+        let _session = Session::new(&self.shared, &connection);
         let ended = tokio::select! {
             ended = self.write_batches(&mut send, &welcome, next) => ended,
             ended = self.read_answers(&mut recv, &mut decoder) => ended,

@@ -2,6 +2,7 @@
 //!
 //! - [`Device`](device::Device): connects, sends with per-message acknowledgements, keeps what is not acknowledged in a
 //!   [`buffer`] (in memory or on disk), reconnects with [`backoff`] and resumes without loss, duplicate or reorder.
+//!   [`streams`]: messages to it, its twin, direct methods.
 //! - [`Service`](service::Service): cursors on partitions with credit and checkpoints, and management requests.
 //! - [`ClientEndpoint`](endpoint::ClientEndpoint): the socket and TLS set-up they share.
 //!
@@ -23,6 +24,23 @@
 //! let receipt = device.send(&Message::new(r#"{"temperature":21.5}"#)).await?;
 //! device.acknowledged(receipt).await?; // on the hub's disk from here on
 //! device.close().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Take messages, follow the desired properties, answer methods:
+//!
+//! ```no_run
+//! # use forebay::client::device::Device;
+//! # use forebay::client::streams::{MethodAnswer, Outcome};
+//! # async fn example(device: Device) -> Result<(), Box<dyn std::error::Error>> {
+//! let methods = device.methods(4);
+//! tokio::spawn(methods.serve(|call| async move { MethodAnswer::new(200, &format!("{{\"did\":{:?}}}", call.name)) }));
+//! let mut commands = device.commands(10);
+//! let command = commands.next().await?;
+//! commands.settle(&command, Outcome::Complete).await?;
+//! let mut twin = device.twin(0);
+//! let change = twin.changed().await?;
+//! twin.report(r#"{"period":30}"#, None).await?;
 //! # Ok(()) }
 //! ```
 //!
@@ -49,6 +67,7 @@ pub mod device;
 pub mod endpoint;
 pub mod service;
 mod silence;
+pub mod streams;
 pub mod tls;
 
 use std::time::Duration;

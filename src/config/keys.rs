@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::value::{Bytes, Durability, Host, LogFilter, LogFormat, Range, Raw, Secret, Setting};
+use super::value::{Bytes, Durability, EventKind, Host, LogFilter, LogFormat, Range, Raw, Secret, Setting};
 
 /// One key as text, for whoever prints or looks for it.
 #[derive(Clone, Debug)]
@@ -284,6 +284,21 @@ table! {
         feedback_lock: Duration = seconds(60), Range::Between(seconds(5), seconds(300)),
             "How long a service holds a batch of feedback.",
             "A batch held by a service that died comes back later.";
+    }
+    #[doc = "What the hub records of itself, for routes and readers: connections, life cycles, changes of twins."]
+    events: Events {
+        kinds: Vec<EventKind> = vec![EventKind::Connection, EventKind::Lifecycle, EventKind::Twin], Range::Any,
+            "Which are recorded: \"connection\", \"lifecycle\", \"twin\". None: an empty list.",
+            "A record in the store for each event: some 100 bytes, of a twin what changed, 80 KiB at most.";
+        retention: Duration = days(1), Range::Between(seconds(60), days(3650)),
+            "How long records are kept.",
+            "Disk space.";
+        records_max: u32 = 100_000, Range::Between(100, 1_000_000_000),
+            "Records kept of each partition; older ones are dropped first.",
+            "Disk space.";
+        connection_window: Duration = seconds(60), Range::Between(millis(0), seconds(3600)),
+            "After a recorded connection or disconnection of a device, its further ones wait this long and collapse to the last.",
+            "Flips of a shaky device are told later, and fewer of them; lowering it costs a write for each.";
     }
     #[doc = "The threads that own partitions."]
     shard: Shard {

@@ -20,4 +20,4 @@ pub use keys::{Config, Identity, Limits, Log, Ops, Process, Quic, Shard};
 pub use load::parse;
 pub use load::{Sources, load};
 pub use render::{default_toml, to_toml};
-pub use value::{Bytes, Durability, Host, LogFilter, LogFormat, Secret};
+pub use value::{Bytes, Durability, EventKind, Host, LogFilter, LogFormat, Secret};

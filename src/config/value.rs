@@ -398,6 +398,34 @@ impl Setting for LogFormat {
     }
 }
 
+/// What the hub may record of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum EventKind {
+    Connection,
+    Lifecycle,
+    Twin,
+}
+
+impl Setting for EventKind {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        const WANTED: &str = "\"connection\", \"lifecycle\" or \"twin\"";
+        match text(raw, WANTED)?.trim() {
+            "connection" => Ok(Self::Connection),
+            "lifecycle" => Ok(Self::Lifecycle),
+            "twin" => Ok(Self::Twin),
+            other => Err(format!("is {other:?}, wanted is {WANTED}")),
+        }
+    }
+
+    fn write(&self) -> String {
+        quoted(match self {
+            Self::Connection => "connection",
+            Self::Lifecycle => "lifecycle",
+            Self::Twin => "twin",
+        })
+    }
+}
+
 /// A text that is never shown: `Debug` and `write` hide it.
 #[derive(Clone, PartialEq, Eq, PartialOrd)]
 pub struct Secret(pub String);

@@ -102,6 +102,14 @@ pub struct ModuleIdentity {
     pub attributes: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
+/// What others need to know of an identity's record, device's or module's: which life it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Life {
+    #[serde(with = "json::generation")]
+    pub generation_id: Generation,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {

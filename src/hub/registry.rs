@@ -4,7 +4,8 @@
 //! - An answered change is durable; a change is answered once.
 //! - A generation is never given out twice, whatever the clock does.
 //! - A module exists only while its device does; deleting a device deletes its modules and filter positions with it.
-//! - Deleting an identity deletes its twin, its queue of messages and the feedback about them with it.
+//! - Deleting an identity deletes its twin, its queue of messages, the feedback about them and its presence with it.
+//! - With a recorder, the event of a creation or deletion stands in the batch that creates or deletes.
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
@@ -14,12 +15,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::code::ErrorCode;
 use super::decide::{Answer, decide, decode, encode};
 use super::entropy::{Entropy, new_etag};
+use super::events::{EventKind, Operation, Recorder, Tally};
 use super::filter;
 use super::identity::{
     Authentication, AuthenticationKind, DeviceIdentity, IdentityName, InvalidIdentity, KeyPair, ModuleIdentity, Status,
 };
 use super::outbox;
 use super::policy::KeySlot;
+use super::presence;
+use super::twin::Twin;
 use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
 use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking};
 
@@ -146,6 +150,7 @@ pub struct Registry {
     entropy: Arc<dyn Entropy>,
     generations: Arc<AtomicU64>,
     partition_count: u16,
+    recorder: Recorder,
 }
 
 impl Registry {
@@ -162,7 +167,19 @@ impl Registry {
             entropy,
             generations,
             partition_count,
+            recorder: Recorder::default(),
         })
+    }
+
+    /// From now on changes are recorded as events: also those of twins, and of presence, that are made of this registry.
+    #[must_use]
+    pub fn recording(mut self, recorder: Recorder) -> Self {
+        self.recorder = recorder;
+        self
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// Where a device lives.
@@ -231,6 +248,7 @@ impl Registry {
         device.connection_state = Default::default();
         device.cloud_to_device_message_count = 0;
         let key = self.device_key(&device.device_id);
+        let (recorder, partition) = (self.recorder.clone(), self.partition(&device.device_id));
         let attempt = move |state: &dyn State| {
             if state.get(Table::Devices, &key)?.is_some() {
                 return Err(RegistryError::DeviceExists);
@@ -239,9 +257,11 @@ impl Registry {
                 .expect(Table::Devices, key.clone(), Expected::Absent)
                 .put(Table::Devices, key.clone(), encode(&device))
                 .put(Table::Meta, GENERATION_KEY, encode(&device.generation_id.0));
-            Ok((batch, device_changed(device.clone(), ChangeKind::Created)))
+            let changed = device_changed(device.clone(), ChangeKind::Created);
+            let (batch, tally) = created(&recorder, partition, &changed.change.identity, now, batch);
+            Ok((batch, (tally, changed)))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
     }
 
     /// Replaces what a client may write of a device. Absent keys of type `sas` stay as they are.
@@ -298,21 +318,26 @@ impl Registry {
         let partition = self.partition(device);
         let positions = filter::positions_prefix(partition, device);
         let device = device.clone();
+        let recorder = self.recorder.clone();
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Devices, &key)?.ok_or(RegistryError::DeviceNotFound)?;
             let stored: DeviceIdentity = decode(&raw)?;
             if_match.check(&stored.etag)?;
-            let batch = WriteBatch::new()
+            let changed = device_changed(stored, ChangeKind::Deleted);
+            let (batch, tally) = deleted(&recorder, partition, &changed.change.identity, &key, state)?;
+            let batch = batch
                 .expect(Table::Devices, key.clone(), Expected::Value(raw))
                 .delete(Table::Devices, key.clone())
                 .delete_prefix(Table::Modules, prefix.clone())
                 .delete(Table::Twins, key.clone())
                 .delete_prefix(Table::Twins, prefix.clone())
+                .delete(Table::Presence, key.clone())
+                .delete_prefix(Table::Presence, prefix.clone())
                 .delete_prefix(Table::Filter, positions.clone());
             let batch = outbox::delete_device(batch, partition, &device);
-            Ok((batch, device_changed(stored, ChangeKind::Deleted)))
+            Ok((batch, (tally, changed)))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
     }
 
     /// Stores a new module of an existing device.
@@ -335,6 +360,7 @@ impl Registry {
         let device_key = self.device_key(&module.device_id);
         let prefix = self.modules_prefix(&module.device_id);
         let key = self.module_key(&module.device_id, &module.module_id);
+        let (recorder, partition) = (self.recorder.clone(), self.partition(&module.device_id));
         let attempt = move |state: &dyn State| {
             if state.get(Table::Devices, &device_key)?.is_none() {
                 return Err(RegistryError::DeviceNotFound);
@@ -355,9 +381,11 @@ impl Registry {
                 .expect(Table::Modules, key.clone(), Expected::Absent)
                 .put(Table::Modules, key.clone(), encode(&module))
                 .put(Table::Meta, GENERATION_KEY, encode(&module.generation_id.0));
-            Ok((batch, module_changed(module.clone(), ChangeKind::Created)))
+            let changed = module_changed(module.clone(), ChangeKind::Created);
+            let (batch, tally) = created(&recorder, partition, &changed.change.identity, now, batch);
+            Ok((batch, (tally, changed)))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
     }
 
     /// Replaces what a client may write of a module.
@@ -402,18 +430,21 @@ impl Registry {
         let key = self.module_key(device, module);
         let partition = self.partition(device);
         let name = IdentityName::module(device.clone(), module.clone());
+        let recorder = self.recorder.clone();
         let attempt = move |state: &dyn State| {
             let raw = state.get(Table::Modules, &key)?.ok_or(RegistryError::ModuleNotFound)?;
             let stored: ModuleIdentity = decode(&raw)?;
             if_match.check(&stored.etag)?;
-            let batch = WriteBatch::new()
+            let (batch, tally) = deleted(&recorder, partition, &name, &key, state)?;
+            let batch = batch
                 .expect(Table::Modules, key.clone(), Expected::Value(raw))
                 .delete(Table::Modules, key.clone())
-                .delete(Table::Twins, key.clone());
+                .delete(Table::Twins, key.clone())
+                .delete(Table::Presence, key.clone());
             let batch = outbox::delete_queue(batch, partition, &name);
-            Ok((batch, module_changed(stored, ChangeKind::Deleted)))
+            Ok((batch, (tally, module_changed(stored, ChangeKind::Deleted))))
         };
-        decide(&self.state, Box::new(attempt), Box::new(done));
+        decide(&self.state, Box::new(attempt), self.recorder.counted(Box::new(done)));
     }
 
     /// Replaces keys of a device or module by new ones. Whoever uses a key that is not named goes on.
@@ -638,6 +669,49 @@ pub(super) fn module_key(partition: PartitionId, device: &DeviceId, module: &Mod
     let mut key = modules_prefix(partition, device);
     key.extend_from_slice(module.as_str().as_bytes());
     key
+}
+
+/// Adds what tells of a creation.
+fn created(
+    recorder: &Recorder,
+    partition: PartitionId,
+    name: &IdentityName,
+    now: UtcMillis,
+    batch: WriteBatch,
+) -> (WriteBatch, Tally) {
+    let mut draft = recorder.draft(partition);
+    draft.life_cycle(Operation::Create, name, &Twin::fresh(), Some(now));
+    draft.add_to(batch)
+}
+
+/// What tells of a deletion, with the preconditions that it tells the truth: neither the twin nor what was recorded of
+/// the connection changes before.
+fn deleted(
+    recorder: &Recorder,
+    partition: PartitionId,
+    name: &IdentityName,
+    key: &[u8],
+    state: &dyn State,
+) -> Result<(WriteBatch, Tally), StateError> {
+    let mut batch = WriteBatch::new();
+    let mut draft = recorder.draft(partition);
+    if recorder.is_recorded(EventKind::Connection) {
+        let raw = state.get(Table::Presence, key)?;
+        batch = batch.expect(Table::Presence, key, Expected::unchanged(raw.as_deref()));
+        if presence::is_connected(raw.as_deref())? {
+            draft.connection(false, name, None);
+        }
+    }
+    if recorder.is_recorded(EventKind::LifeCycle) {
+        let raw = state.get(Table::Twins, key)?;
+        batch = batch.expect(Table::Twins, key, Expected::unchanged(raw.as_deref()));
+        let twin = match raw {
+            Some(raw) => decode(&raw)?,
+            None => Twin::fresh(),
+        };
+        draft.life_cycle(Operation::Delete, name, &twin, None);
+    }
+    Ok(draft.add_to(batch))
 }
 
 fn wait<R: Send + 'static>(start: impl FnOnce(Answer<R, RegistryError>)) -> Result<R, RegistryError> {

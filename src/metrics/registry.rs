@@ -52,6 +52,8 @@ pub struct Metrics {
     /// By `hub::AuthError::label`, a closed set.
     auth_refused: Mutex<BTreeMap<&'static str, u64>>,
     checkpoints: AtomicU64,
+    /// By `hub::EventKind::name`, a closed set; and those dropped.
+    events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
     http_requests: Box<[AtomicU64]>,
 }
@@ -70,6 +72,7 @@ impl Metrics {
             positions: Mutex::default(),
             auth_refused: Mutex::default(),
             checkpoints: AtomicU64::new(0),
+            events: Mutex::default(),
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
                 .collect(),
@@ -114,6 +117,11 @@ impl Metrics {
 
     pub fn checkpoint_stored(&self) {
         self.checkpoints.fetch_add(1, Relaxed);
+    }
+
+    /// Events recorded so far by kind, and dropped by retention.
+    pub fn set_events(&self, recorded: impl IntoIterator<Item = (&'static str, u64)>, dropped: u64) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = (recorded.into_iter().collect(), dropped);
     }
 
     /// A request was answered over HTTPS.
@@ -257,6 +265,12 @@ impl Metrics {
         );
         out.each(&series::HTTP_REQUESTS, self.http_requests());
         out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
+        let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let by_kind = recorded
+            .into_iter()
+            .map(|(kind, count)| (vec![kind.to_owned()], count as f64));
+        out.each(&series::EVENTS, by_kind);
+        out.one(&series::EVENTS_DROPPED, &[], dropped as f64);
         self.log_families(&mut out);
         out.histograms(&series::SYNC, [(vec![], self.sync.snapshot())].into_iter());
         out.one(&series::SYNC_FAILED, &[], self.sync_failures.load(Relaxed) as f64);

@@ -51,6 +51,8 @@ series! {
     AUTH_REFUSED = Counter "forebay_credentials_refused_total" ["reason"] "Refused credentials, by reason.";
     HTTP_REQUESTS = Counter "forebay_http_requests_total" ["route", "status"] "Requests answered over HTTPS.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";
+    EVENTS = Counter "forebay_events_recorded_total" ["kind"] "Events of the hub itself that were recorded, by kind.";
+    EVENTS_DROPPED = Counter "forebay_events_dropped_total" [] "Recorded events that retention dropped.";
     LOG_BYTES = Gauge "forebay_log_bytes" ["partition"] "Bytes of messages that a partition keeps.";
     LOG_SEGMENTS = Gauge "forebay_log_segments" ["partition"] "Segment files of a partition.";
     LOG_NEXT = Gauge "forebay_log_next_sequence_number" ["partition"] "Sequence number the next record of a partition gets.";

@@ -9,6 +9,7 @@
 //! only unacknowledged work.
 
 pub mod demo;
+mod presence;
 mod resumption;
 mod sweeper;
 pub mod tls;
@@ -27,8 +28,8 @@ use crate::config::Config;
 use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{
-    Authenticator, Authorities, Entropy, Feedbacks, Groups, HubConfig, Outboxes, Policies, QueueSettings, Registry,
-    Twins, meta::HubMeta,
+    Authenticator, Authorities, Entropy, EventKind, EventSettings, Events, Feedbacks, Groups, HubConfig, Live,
+    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log};
 use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts};
@@ -107,6 +108,7 @@ pub struct Server {
     https: actix_web::dev::ServerHandle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
+    presence: presence::Keeping,
     syncer: Option<Syncer>,
     drain_timeout: Duration,
     // Last: the directory stays taken until everything above is gone.
@@ -213,8 +215,23 @@ impl Server {
             partition_count,
         };
         hub_config.check()?;
-        HubMeta::open(&state, &hub_config, &*entropy, clock.now())?;
-        let registry = Registry::open(state.clone(), entropy.clone(), partition_count)?;
+        let meta = HubMeta::open(&state, &hub_config, &*entropy, clock.now())?;
+        let recorder = Recorder::new(&event_kinds(config), clock.clone());
+        let registry = Registry::open(state.clone(), entropy.clone(), partition_count)?.recording(recorder.clone());
+        let window = config.events.connection_window;
+        let presence = Presence::open(state.clone(), registry.clone(), partition_count, window, clock.now())
+            .context("presence of devices")?;
+        let settings_of_events = EventSettings {
+            retention: config.events.retention,
+            records_max: u64::from(config.events.records_max),
+        };
+        let events = Events::new(
+            state.clone(),
+            settings_of_events,
+            partition_count,
+            &hub_config.host_names[0],
+            meta.created.unwrap_or_default(),
+        );
         let policies = Policies::open(state.clone(), entropy.clone())?;
         if let Some(key) = &config.identity.owner_key {
             set_owner_key(&policies, &key.0).context("identity.owner_key")?;
@@ -262,7 +279,7 @@ impl Server {
         let arbiters: Vec<Arbiter> = (0..settings.shards).map(|_| Arbiter::new()).collect();
         let bell = Arc::new(Bell::default());
         let actors = start_shards(
-            &arbiters, &router, owned, &persisted, &settings, &metrics, &bell, &clock,
+            &arbiters, &router, owned, &persisted, &presence, &settings, &metrics, &bell, &clock,
         );
 
         let disk = DiskFacts {
@@ -290,7 +307,13 @@ impl Server {
             cell: metrics.shard(0),
             metrics: metrics.clone(),
         };
+        let live = Live {
+            presence: presence.clone(),
+            outboxes: outboxes.clone(),
+        };
         let parts = HubParts {
+            live: live.clone(),
+            events: events.clone(),
             authenticator: authenticator.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
@@ -323,6 +346,7 @@ impl Server {
             host_name: hub_config.host_names[0].clone(),
         };
         let rest = Rest {
+            live,
             authenticator,
             registry: registry.clone(),
             twins,
@@ -333,7 +357,13 @@ impl Server {
             host_name: hub_config.host_names[0].clone(),
             connected_devices: Box::new(move || sessions.sessions(SessionKind::Device)),
         };
-        actix_rt::spawn(sweeper::sweep(outboxes, feedbacks, clock.clone(), partition_count));
+        let swept = sweeper::Swept {
+            outboxes,
+            feedbacks,
+            events: events.clone(),
+        };
+        actix_rt::spawn(sweeper::sweep(swept, clock.clone(), partition_count));
+        let presence = presence::Keeping::start(presence, clock.clone(), partition_count);
         let facts = Arc::new(HttpFacts(metrics.clone()));
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
@@ -354,7 +384,8 @@ impl Server {
         )?;
         let ops_handle = ops.handle();
         actix_rt::spawn(ops);
-        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone()));
+        let told = (recorder, events);
+        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told));
         readiness.set_phase(Phase::Ready);
         Ok(Self {
             registry,
@@ -374,6 +405,7 @@ impl Server {
             https: https_handle,
             ops: ops_handle,
             keeper,
+            presence,
             syncer,
             drain_timeout: config.process.drain_timeout,
             _log: log,
@@ -424,6 +456,7 @@ impl Server {
         for actor in &self.actors {
             let _ = actor.send(End).await;
         }
+        is_clean &= self.presence.finish(deadline).await;
         // The syncer's last round follows the last append.
         drop(self.syncer.take());
         for partition in self.router.partitions() {
@@ -505,6 +538,7 @@ fn start_shards(
     router: &Arc<Router<DiskStorage>>,
     owned: Vec<OwnedPartition>,
     persisted: &PersistedFilter,
+    presence: &Presence,
     settings: &Settings,
     metrics: &Arc<Metrics>,
     bell: &Arc<Bell>,
@@ -517,7 +551,9 @@ fn start_shards(
                 metrics: metrics.clone(),
             };
             let inbox = router.inboxes()[shard].clone();
-            Shard::new(inbox, persisted.clone(), settings.durability, Instant::now, facts)
+            let mut shard = Shard::new(inbox, persisted.clone(), settings.durability, Instant::now, facts);
+            shard.set_presence(presence.clone());
+            shard
         })
         .collect();
     for (appender, partition, filter) in owned {
@@ -572,6 +608,15 @@ fn queue_settings(config: &Config) -> QueueSettings {
     }
 }
 
+fn event_kinds(config: &Config) -> Vec<EventKind> {
+    let kind = |kind: &crate::config::EventKind| match kind {
+        crate::config::EventKind::Connection => EventKind::Connection,
+        crate::config::EventKind::Lifecycle => EventKind::LifeCycle,
+        crate::config::EventKind::Twin => EventKind::Twin,
+    };
+    config.events.kinds.iter().map(kind).collect()
+}
+
 /// The key of stateless resets: kept, so that a restarted hub can tell its clients at once that their connections are
 /// gone.
 fn reset_key(data: &std::path::Path) -> anyhow::Result<[u8; 64]> {
@@ -603,8 +648,15 @@ fn write_secret(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Takes the figures that nobody pushes.
-async fn sample(metrics: Arc<Metrics>, router: Arc<Router<DiskStorage>>, door: Arc<Door>) {
+async fn sample(
+    metrics: Arc<Metrics>,
+    router: Arc<Router<DiskStorage>>,
+    door: Arc<Door>,
+    (recorder, events): (Recorder, Events),
+) {
     loop {
+        let names = EventKind::ALL.iter().map(|kind| kind.name());
+        metrics.set_events(names.zip(recorder.recorded()), events.dropped());
         for partition in router.partitions() {
             let cell = metrics.partition(partition.view.partition());
             let statistics = partition.view.statistics();

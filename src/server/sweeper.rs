@@ -1,19 +1,32 @@
-//! Ends what nobody looks at: messages to devices that expire while the device is away, and feedback that nobody takes.
+//! Ends what nobody looks at: messages to devices that expire while the device is away, feedback that
+//! nobody takes, and old events.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::hub::{Feedbacks, Outboxes};
+use crate::hub::{Events, Feedbacks, Outboxes};
 use crate::model::PartitionId;
 use crate::model::time::Clock;
 
 /// How late the end of an expired message may be told. A device or service that looks sees it at once.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Goes through all queues, page by page, until the task is dropped.
-pub(super) async fn sweep(outboxes: Outboxes, feedbacks: Feedbacks, clock: Arc<dyn Clock>, partition_count: u16) {
+/// What is gone through.
+pub(super) struct Swept {
+    pub outboxes: Outboxes,
+    pub feedbacks: Feedbacks,
+    pub events: Events,
+}
+
+/// Goes through all of it, page by page, until the task is dropped.
+pub(super) async fn sweep(swept: Swept, clock: Arc<dyn Clock>, partition_count: u16) {
+    let Swept {
+        outboxes,
+        feedbacks,
+        events,
+    } = swept;
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         for partition in (0..partition_count).map(PartitionId) {
@@ -30,6 +43,16 @@ pub(super) async fn sweep(outboxes: Outboxes, feedbacks: Feedbacks, clock: Arc<d
                 after = next(partition, page.map(|page| page.map(|swept| swept.next)));
                 if after.is_none() {
                     break;
+                }
+            }
+            loop {
+                match page(|done| events.sweep(partition, clock.now(), done)).await {
+                    Some(Ok(0)) | None => break,
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        tracing::warn!(%partition, %error, "old events were not dropped; tried again");
+                        break;
+                    }
                 }
             }
         }

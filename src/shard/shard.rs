@@ -24,9 +24,11 @@ use super::inbox::Inbox;
 use super::link::SessionLink;
 use super::observer::{Acknowledged, Appended, Observer};
 use super::router::Partition;
+use crate::hub::IdentityName;
 use crate::hub::filter::{DeviceKey, PersistedFilter, Position};
+use crate::hub::presence::{Connection, Presence};
 use crate::log::{AppendError, Appender, NewBatch, Storage};
-use crate::model::{Epoch, PartitionId, SequenceNumber, UtcMillis};
+use crate::model::{Epoch, ModuleId, PartitionId, SequenceNumber, UtcMillis};
 use crate::wire::close::CloseCode;
 use crate::wire::stamp::StampTemplate;
 
@@ -52,6 +54,7 @@ struct Session {
     epoch: Epoch,
     stamp: StampTemplate,
     link: Arc<SessionLink>,
+    connection: Option<Connection>,
 }
 
 /// Waits for the log to be durable up to `end`.
@@ -122,6 +125,10 @@ pub struct Shard<S: Storage, O: Observer> {
     /// Only measures how long an append took.
     monotonic: fn() -> Instant,
     observer: O,
+    /// Told who is connected.
+    presence: Option<Presence>,
+    /// Of the last command or progress.
+    now: UtcMillis,
     is_stopping: bool,
 }
 
@@ -143,8 +150,15 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             durability,
             monotonic,
             observer,
+            presence: None,
+            now: UtcMillis::default(),
             is_stopping: false,
         }
+    }
+
+    /// From now on sessions that open and close are told.
+    pub fn set_presence(&mut self, presence: Presence) {
+        self.presence = Some(presence);
     }
 
     /// Gives the shard a partition, with the duplicate filter rebuilt for what the store does not cover; one whose view
@@ -180,6 +194,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     }
 
     pub fn handle(&mut self, command: Command, now: Now) {
+        self.now = now.utc;
         match command {
             Command::Append(append) => self.handle_append(append, now),
             Command::Post(post) => self.handle_post(post, now),
@@ -209,6 +224,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
 
     /// Acknowledges what became durable, retries what waited for room; call after every wake-up.
     pub fn handle_progress(&mut self, now: Now) {
+        self.now = now.utc;
         for slot in 0..self.owned.len() {
             if !self.owned[slot].stalled.is_empty() {
                 self.retry_stalled(slot, now);
@@ -320,6 +336,8 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 current: position.epoch.0,
             });
         };
+        // Before the earlier session ends: a take-over is no disconnection.
+        let connection = self.connected(open);
         if let Some(earlier) = self.identities.get(&open.key).copied() {
             self.end(earlier, CloseCode::TakenOver, "the same identity connected again", 0);
         }
@@ -335,10 +353,20 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 epoch,
                 stamp: StampTemplate::new(&origin),
                 link: open.link.clone(),
+                connection,
             },
         );
         let last_sequence = if epoch == position.epoch { position.sequence } else { 0 };
         Ok(Opened { epoch, last_sequence })
+    }
+
+    fn connected(&self, open: &OpenSession) -> Option<Connection> {
+        let name = IdentityName {
+            device: open.key.device.clone(),
+            module: ModuleId::new(&open.origin.module_id).ok(),
+        };
+        let presence = self.presence.as_ref()?;
+        Some(presence.opened(open.partition, &name, open.key.generation, self.now))
     }
 
     fn handle_append(&mut self, append: Append, now: Now) {
@@ -347,6 +375,9 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             self.inbox.release(append.budget_bytes);
             return;
         };
+        if let Some(connection) = &session.connection {
+            connection.touch(now.utc);
+        }
         let slot = session.slot;
         if self.owned[slot].stalled.is_empty() {
             if let Err(append) = self.append(append, now) {
@@ -673,6 +704,9 @@ impl<S: Storage, O: Observer> Shard<S, O> {
 
     fn remove(&mut self, session: SessionId) {
         if let Some(removed) = self.sessions.remove(&session) {
+            if let (Some(presence), Some(connection)) = (&self.presence, &removed.connection) {
+                presence.closed(connection, self.now);
+            }
             self.owned[removed.slot].filter.close(&removed.key);
             if self.identities.get(&removed.key) == Some(&session) {
                 self.identities.remove(&removed.key);

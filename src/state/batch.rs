@@ -24,6 +24,7 @@ pub(super) enum Write {
     Put(Table, Vec<u8>, Vec<u8>),
     Delete(Table, Vec<u8>),
     DeletePrefix(Table, Vec<u8>),
+    Append(Table, Vec<u8>, Vec<u8>),
 }
 
 /// Preconditions and writes, applied in the order they were added.
@@ -65,6 +66,15 @@ impl WriteBatch {
         self
     }
 
+    /// Adds an entry behind all that were ever appended under this prefix: its key is the prefix and the next number as
+    /// eight big-endian bytes. Numbers start at 1, are dense in the order in which batches take effect, and are not given
+    /// out again when entries are deleted: the last one stands under the prefix itself.
+    #[must_use]
+    pub fn append(mut self, table: Table, prefix: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
+        self.writes.push(Write::Append(table, prefix.into(), value.into()));
+        self
+    }
+
     /// Whether it would change nothing.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
@@ -75,7 +85,7 @@ impl WriteBatch {
         self.writes
             .iter()
             .map(|write| match write {
-                Write::Put(_, key, value) => key.len() + value.len(),
+                Write::Put(_, key, value) | Write::Append(_, key, value) => key.len() + value.len(),
                 Write::Delete(_, key) | Write::DeletePrefix(_, key) => key.len(),
             })
             .sum()
@@ -86,6 +96,7 @@ impl WriteBatch {
 pub(super) trait Transaction {
     type Error;
     fn holds(&mut self, table: Table, key: &[u8], expected: &Expected) -> Result<bool, Self::Error>;
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Self::Error>;
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Self::Error>;
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), Self::Error>;
     fn delete_prefix(&mut self, table: Table, prefix: &[u8]) -> Result<(), Self::Error>;
@@ -107,9 +118,29 @@ pub(super) fn apply<T: Transaction>(
             Write::Put(table, key, value) => transaction.put(*table, key, value)?,
             Write::Delete(table, key) => transaction.delete(*table, key)?,
             Write::DeletePrefix(table, prefix) => transaction.delete_prefix(*table, prefix)?,
+            Write::Append(table, prefix, value) => {
+                let last = transaction.get(*table, prefix)?;
+                let number = (appended(last.as_deref()) + 1).to_be_bytes();
+                transaction.put(*table, &[prefix, &number[..]].concat(), value)?;
+                transaction.put(*table, prefix, &number)?;
+            }
         }
     }
     Ok(Ok(()))
+}
+
+/// The last number given out by [`WriteBatch::append`], from what stands under its prefix; 0 before the first.
+///
+/// # Panics
+/// When something else was put there: the prefix belongs to `append` alone.
+pub fn appended(value: Option<&[u8]>) -> u64 {
+    value.map_or(0, |bytes| {
+        u64::from_be_bytes(
+            bytes
+                .try_into()
+                .expect("only append writes the number under its prefix"),
+        )
+    })
 }
 
 /// From where to where an ordered map is walked.
@@ -143,7 +174,36 @@ impl super::Scan<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::state::{MemoryState, State};
+
+    #[test]
+    fn appended_entries_are_dense_in_commit_order_and_never_renumbered() {
+        let state: Arc<dyn State> = MemoryState::new();
+        let append = |prefix: &str, value: &str| WriteBatch::new().append(Table::Events, prefix, value);
+        let key = |number: u64| [b"p", &number.to_be_bytes()[..]].concat();
+        state.commit_blocking(append("p", "one")).unwrap();
+        let refused = append("p", "lost").expect(Table::Events, "no such key", Expected::Present);
+        assert!(state.commit_blocking(refused).is_err());
+        state
+            .commit_blocking(append("p", "two").append(Table::Events, "p", "three"))
+            .unwrap();
+        state.commit_blocking(append("q", "other")).unwrap();
+        let get = |number| state.get(Table::Events, &key(number)).unwrap();
+        assert_eq!(get(1).as_deref(), Some(&b"one"[..]));
+        assert_eq!(get(2).as_deref(), Some(&b"two"[..]));
+        assert_eq!(get(3).as_deref(), Some(&b"three"[..]));
+        let mut all = WriteBatch::new();
+        for number in 1..=3 {
+            all = all.delete(Table::Events, key(number));
+        }
+        state.commit_blocking(all).unwrap();
+        state.commit_blocking(append("p", "four")).unwrap();
+        assert_eq!(get(4).as_deref(), Some(&b"four"[..]));
+        assert_eq!(appended(state.get(Table::Events, b"p").unwrap().as_deref()), 4);
+    }
 
     #[test]
     fn prefix_end_carries_over_full_bytes() {

@@ -74,6 +74,11 @@ impl MemoryState {
         self.lock().failures.push_back(failure);
     }
 
+    /// Takes back what `fail_next` asked for.
+    pub fn recover(&self) {
+        self.lock().failures.clear();
+    }
+
     fn commit_now(&self, batch: &WriteBatch, done: Done) {
         let answer = {
             let mut inner = self.lock();
@@ -140,6 +145,10 @@ impl Transaction for Inner {
             Expected::Present => found.is_some(),
             Expected::Value(value) => found == Some(value),
         })
+    }
+
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Infallible> {
+        Ok(self.tables.get(&table).and_then(|rows| rows.get(key)).cloned())
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Infallible> {

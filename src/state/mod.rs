@@ -23,7 +23,7 @@ pub mod redb;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-pub use batch::{Expected, WriteBatch};
+pub use batch::{Expected, WriteBatch, appended};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryState;
 pub use redb::{RedbConfig, RedbState};
@@ -56,10 +56,14 @@ pub enum Table {
     FeedbackReleased,
     /// `queue`; or the number of a batch.
     FeedbackBatches,
+    /// Partition; or partition, sequence number.
+    Events,
+    /// As the identity: partition, device id; or partition, device id, 0, module id.
+    Presence,
 }
 
 impl Table {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -74,6 +78,8 @@ impl Table {
         Self::Feedback,
         Self::FeedbackReleased,
         Self::FeedbackBatches,
+        Self::Events,
+        Self::Presence,
     ];
 
     pub fn name(self) -> &'static str {
@@ -92,6 +98,8 @@ impl Table {
             Self::Feedback => "feedback",
             Self::FeedbackReleased => "feedback_released",
             Self::FeedbackBatches => "feedback_batches",
+            Self::Events => "events",
+            Self::Presence => "presence",
         }
     }
 }

@@ -283,6 +283,11 @@ impl Transaction for OpenTables<'_> {
         })
     }
 
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+        let value = self.table(table)?.get(key)?;
+        Ok(value.map(|value| value.value().to_vec()))
+    }
+
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), redb::Error> {
         self.table(table)?.insert(key, value)?;
         Ok(())

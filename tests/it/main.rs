@@ -3,6 +3,8 @@
 mod backlog;
 mod cli;
 mod commands;
+mod devices;
+mod events;
 mod hostile;
 mod http;
 mod hub;

@@ -275,7 +275,7 @@ impl Rooms {
 }
 
 /// The default of `identity.partition_count`.
-const PARTITION_COUNT: u16 = 4;
+pub const PARTITION_COUNT: u16 = 4;
 
 /// The value of one sample, named as in the text format.
 pub fn sample(hub: &Hub, name: &str) -> f64 {

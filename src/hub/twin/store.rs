@@ -7,14 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use serde::Deserialize;
-
 use super::document::{Members, Twin, TwinUpdate, without_reserved};
 use super::limits::{InvalidTwin, Measure, SectionName, check_patch};
 use crate::hub::code::ErrorCode;
 use crate::hub::decide::{decide, decode, encode};
-use crate::hub::identity::IdentityName;
-use crate::hub::json;
+use crate::hub::events::Operation;
+use crate::hub::identity::{IdentityName, Life};
 use crate::hub::registry::{IfMatch, Registry};
 use crate::model::{Generation, UtcMillis};
 use crate::state::{Expected, State, StateError, Table, WriteBatch, blocking};
@@ -298,10 +296,10 @@ impl Twins {
 
 impl TwinChange {
     /// `opType` of the change event.
-    pub fn operation(&self) -> &'static str {
+    pub fn operation(&self) -> Operation {
         match self {
-            Self::Patched(_) | Self::Reported(_) => "updateTwin",
-            Self::Replaced(_) => "replaceTwin",
+            Self::Patched(_) | Self::Reported(_) => Operation::UpdateTwin,
+            Self::Replaced(_) => Operation::ReplaceTwin,
         }
     }
 
@@ -439,6 +437,8 @@ fn decide_group(
     }
     let (table, key) = shared.registry.identity_key(name);
     let subject = name.clone();
+    let partition = shared.registry.partition(&name.device);
+    let recorder = shared.registry.recorder().clone();
     let attempt = move |state: &dyn State| {
         let identity = state.get(table, &key)?.ok_or_else(|| TwinError::not_found(&subject))?;
         let generation = decode::<Life>(&identity)?.generation_id;
@@ -471,7 +471,12 @@ fn decide_group(
             .expect(table, key.clone(), Expected::Value(identity))
             .expect(Table::Twins, key.clone(), Expected::unchanged(stored.as_deref()))
             .put(Table::Twins, key.clone(), encode(&*twin));
-        Ok((batch, outcomes))
+        let mut draft = recorder.draft(partition);
+        for changed in outcomes.iter().flatten() {
+            draft.twin(changed);
+        }
+        let (batch, tally) = draft.add_to(batch);
+        Ok((batch, (tally, outcomes)))
     };
     let told = Arc::clone(shared);
     let answer = move |decided: Result<Outcomes, Unwritten>| {
@@ -488,15 +493,8 @@ fn decide_group(
         // Only now, so that the answers of the next group cannot overtake these.
         answered();
     };
-    decide(&shared.state, Box::new(attempt), Box::new(answer));
-}
-
-/// What a twin needs to know of its identity.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Life {
-    #[serde(with = "json::generation")]
-    generation_id: Generation,
+    let answer = shared.registry.recorder().counted(Box::new(answer));
+    decide(&shared.state, Box::new(attempt), answer);
 }
 
 impl Condition {

@@ -5,7 +5,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::document::{Members, Metadata, Section, Twin};
 use super::store::{TwinChange, TwinChanged};
 use crate::hub::identity::{
-    AuthenticationKind, Capabilities, ConnectionState, DeviceIdentity, ModuleIdentity, Status, ThumbprintPair,
+    AuthenticationKind, Capabilities, ConnectionState, DeviceIdentity, IdentityName, ModuleIdentity, Status,
+    ThumbprintPair,
 };
 use crate::hub::json;
 use crate::model::UtcMillis;
@@ -128,7 +129,7 @@ impl<'a> DeviceSide<'a> {
     }
 }
 
-/// The body of a twin change event (events, section 5).
+/// The body of a twin change event (events, section 5), or of a life cycle event.
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeEvent<'a> {
@@ -159,19 +160,7 @@ impl<'a> ChangeEvent<'a> {
         let (tags, desired, reported) = match &*changed.change {
             TwinChange::Patched(update) => (update.tags.as_ref(), update.desired.as_ref(), None),
             TwinChange::Reported(patch) => (None, None, Some(patch)),
-            TwinChange::Replaced(_) => {
-                return Self {
-                    device_id: Some(identity.device.as_str()),
-                    module_id: identity.module.as_ref().map(|module| module.as_str()),
-                    etag: Some(twin.etag()),
-                    version: twin.version,
-                    tags: Some(&twin.tags),
-                    properties: Some(ChangedProperties {
-                        desired: Some(Described::desired(twin, None)),
-                        reported: Some(Described::reported(twin, None)),
-                    }),
-                };
-            }
+            TwinChange::Replaced(_) => return Self::whole(identity, twin),
         };
         let has_properties = desired.is_some() || reported.is_some();
         Self {
@@ -183,6 +172,30 @@ impl<'a> ChangeEvent<'a> {
             properties: has_properties.then(|| ChangedProperties {
                 desired: desired.map(|patch| Described::desired(twin, Some(patch))),
                 reported: reported.map(|patch| Described::reported(twin, Some(patch))),
+            }),
+        }
+    }
+}
+
+impl<'a> ChangeEvent<'a> {
+    /// The body of a life cycle event (events, section 4): the whole twin, tags if there are any.
+    pub fn of_life(identity: &'a IdentityName, twin: &'a Twin) -> Self {
+        Self {
+            tags: Some(&twin.tags).filter(|tags| !tags.is_empty()),
+            ..Self::whole(identity, twin)
+        }
+    }
+
+    fn whole(identity: &'a IdentityName, twin: &'a Twin) -> Self {
+        Self {
+            device_id: Some(identity.device.as_str()),
+            module_id: identity.module.as_ref().map(|module| module.as_str()),
+            etag: Some(twin.etag()),
+            version: twin.version,
+            tags: Some(&twin.tags),
+            properties: Some(ChangedProperties {
+                desired: Some(Described::desired(twin, None)),
+                reported: Some(Described::reported(twin, None)),
             }),
         }
     }

@@ -3,11 +3,12 @@
 use super::{Rest, walk};
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::registry::LIST_MAX;
-use crate::hub::{DeviceIdentity, ErrorCode, IfMatch, ModuleIdentity};
+use crate::hub::{DeviceIdentity, ErrorCode, IfMatch, ModuleIdentity, OutboxError};
 
 impl Rest {
     pub(super) fn device_get(&self, call: &Call) -> Result<Answer, Refused> {
-        Ok(device_answer(&self.registry.device(&call.device()?)?))
+        let device = self.registry.device(&call.device()?)?;
+        Ok(device_answer(&self.live.device(device, call.now())?))
     }
 
     /// Without `If-Match` it creates, with it it replaces.
@@ -24,7 +25,7 @@ impl Rest {
             Some(if_match) => wait(|done| self.registry.update_device(wanted, if_match, now, done)).await??,
         };
         self.router.identity_changed(&changed.change).await;
-        Ok(device_answer(&changed.identity))
+        Ok(device_answer(&self.live.device(changed.identity, now)?))
     }
 
     pub(super) async fn device_delete(&self, call: &Call) -> Result<Answer, Refused> {
@@ -38,16 +39,19 @@ impl Rest {
     pub(super) async fn device_list(&self, call: Call) -> Result<Answer, Refused> {
         let top = call.query("top").and_then(|top| top.parse().ok());
         let top = top.filter(|top| (1..=LIST_MAX).contains(top)).unwrap_or(LIST_MAX);
-        let registry = self.registry.clone();
-        let devices = walk(move || registry.devices(None, top)).await??;
-        Ok(Answer::json(200, &devices))
+        let (registry, live, now) = (self.registry.clone(), self.live.clone(), call.now());
+        let list = move || -> Result<Vec<DeviceIdentity>, Refused> {
+            let devices = registry.devices(None, top)?.into_iter();
+            Ok(devices
+                .map(|device| live.device(device, now))
+                .collect::<Result<_, _>>()?)
+        };
+        Ok(Answer::json(200, &walk(list).await??))
     }
 
     pub(super) fn module_get(&self, call: &Call) -> Result<Answer, Refused> {
-        Ok(module_answer(
-            200,
-            &self.registry.module(&call.device()?, &call.module()?)?,
-        ))
+        let module = self.registry.module(&call.device()?, &call.module()?)?;
+        Ok(module_answer(200, &self.live.module(module, call.now())?))
     }
 
     pub(super) async fn module_put(&self, call: Call) -> Result<Answer, Refused> {
@@ -68,7 +72,7 @@ impl Rest {
             ),
         };
         self.router.identity_changed(&changed.change).await;
-        Ok(module_answer(status, &changed.identity))
+        Ok(module_answer(status, &self.live.module(changed.identity, now)?))
     }
 
     pub(super) async fn module_delete(&self, call: &Call) -> Result<Answer, Refused> {
@@ -81,7 +85,9 @@ impl Rest {
     pub(super) fn module_list(&self, call: &Call) -> Result<Answer, Refused> {
         let device = call.device()?;
         self.registry.device(&device)?;
-        Ok(Answer::json(200, &self.registry.modules(&device)?))
+        let modules = self.registry.modules(&device)?.into_iter();
+        let live: Result<Vec<_>, OutboxError> = modules.map(|module| self.live.module(module, call.now())).collect();
+        Ok(Answer::json(200, &live?))
     }
 
     pub(super) async fn statistics(&self) -> Result<Answer, Refused> {

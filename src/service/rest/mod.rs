@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
-use crate::hub::{Authenticator, Feedbacks, Outboxes, Permissions, Registry, Twins};
+use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Twins};
 use crate::log::DiskStorage;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
@@ -67,6 +67,7 @@ pub struct Rest {
     pub twins: Twins,
     pub outboxes: Outboxes,
     pub feedbacks: Feedbacks,
+    pub live: Live,
     pub lines: Lines,
     pub router: Arc<Router<DiskStorage>>,
     /// The name that tokens are made for.

@@ -4,6 +4,7 @@ use super::Rest;
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::twin::{ServiceSide, TwinChanged, TwinError};
 use crate::hub::{IdentityName, IfMatch, Twin, TwinUpdate};
+use crate::model::UtcMillis;
 
 /// How a request changes a twin.
 #[derive(Clone, Copy)]
@@ -16,7 +17,7 @@ impl Rest {
     pub(super) fn twin_get(&self, call: &Call) -> Result<Answer, Refused> {
         let name = call.identity()?;
         let twin = self.twins.get(&name)?;
-        self.twin_answer(&name, &twin)
+        self.twin_answer(&name, &twin, call.now())
     }
 
     // IoT Hub, HTTPS section 7: without `If-Match` the update is unconditional.
@@ -29,14 +30,17 @@ impl Rest {
             Way::Patch => wait(|done| self.twins.patch(name.clone(), update, if_match, now, done)).await??,
             Way::Replace => wait(|done| self.twins.replace(name.clone(), update, if_match, now, done)).await??,
         };
-        self.twin_answer(&name, &changed.twin)
+        self.twin_answer(&name, &changed.twin, now)
     }
 
-    fn twin_answer(&self, name: &IdentityName, twin: &Twin) -> Result<Answer, Refused> {
+    fn twin_answer(&self, name: &IdentityName, twin: &Twin, now: UtcMillis) -> Result<Answer, Refused> {
         let answer = match &name.module {
-            None => Answer::json(200, &ServiceSide::of_device(&self.registry.device(&name.device)?, twin)),
+            None => {
+                let identity = self.live.device(self.registry.device(&name.device)?, now)?;
+                Answer::json(200, &ServiceSide::of_device(&identity, twin))
+            }
             Some(module) => {
-                let identity = self.registry.module(&name.device, module)?;
+                let identity = self.live.module(self.registry.module(&name.device, module)?, now)?;
                 Answer::json(200, &ServiceSide::of_module(&identity, twin))
             }
         };

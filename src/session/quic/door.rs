@@ -23,7 +23,7 @@ use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Groups, IdentityName, Outboxes, Registry, Twins};
+use crate::hub::{Events, Groups, IdentityName, Live, Outboxes, Registry, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -74,6 +74,8 @@ pub struct HubParts {
     pub registry: Registry,
     pub groups: Groups,
     pub outboxes: Outboxes,
+    pub live: Live,
+    pub events: Events,
     pub twins: Twins,
     pub lines: Lines,
     /// The name that tokens are made for.
@@ -88,6 +90,8 @@ pub struct Door {
     pub(super) registry: Registry,
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
+    pub(super) live: Live,
+    pub(super) events: Events,
     pub(super) twins: Twins,
     pub(super) lines: Lines,
     host_name: String,
@@ -120,6 +124,8 @@ impl Door {
             registry: hub.registry,
             groups: hub.groups,
             outboxes: hub.outboxes,
+            live: hub.live,
+            events: hub.events,
             twins: hub.twins,
             lines: hub.lines,
             host_name: hub.host_name,

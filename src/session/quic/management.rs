@@ -12,6 +12,7 @@
 //! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
+//! | `event.list` | `{"partition", "after"?, "limit"?}` | ServiceConnect | `{"events": [...], "last"}`: the hub's own events behind a sequence number, and the number of the newest |
 //! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
 //!
 //! Permissions: `contract/identity-security.md` section 2. Errors carry the contract's codes.
@@ -26,11 +27,15 @@ use tokio::sync::oneshot;
 
 use super::door::Door;
 use crate::hub::auth::ServiceAuthenticated;
+use crate::hub::events::{Event, EventError};
 use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
 use crate::hub::policy::Permissions;
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError};
-use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, SystemKey};
+use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, PartitionId, SystemKey};
 use crate::wire::control::{Request, Response};
+
+/// Events of one answer.
+const EVENTS_MAX: usize = 256;
 
 /// Why a request failed.
 struct Refused {
@@ -49,6 +54,15 @@ impl From<RegistryError> for Refused {
 
 impl From<GroupError> for Refused {
     fn from(error: GroupError) -> Self {
+        Self {
+            code: error.code(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl From<EventError> for Refused {
+    fn from(error: EventError) -> Self {
         Self {
             code: error.code(),
             reason: error.to_string(),
@@ -176,6 +190,15 @@ struct Page {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct EventPage {
+    partition: u16,
+    #[serde(default)]
+    after: u64,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GroupName {
     name: String,
 }
@@ -214,9 +237,8 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     let permission = match request.operation.as_str() {
         "device.create" | "device.update" | "device.delete" => Permissions::REGISTRY_WRITE,
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "c2d.send" | "c2d.purge" | "method.invoke" | "group.create" | "group.delete" | "group.list" | "hub.get" => {
-            Permissions::SERVICE_CONNECT
-        }
+        "c2d.send" | "c2d.purge" | "method.invoke" | "event.list" | "group.create" | "group.delete" | "group.list"
+        | "hub.get" => Permissions::SERVICE_CONNECT,
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
     };
     if !identity.permissions.allow(permission) {
@@ -231,7 +253,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let wanted: DeviceIdentity = parse(&request.json)?;
             let now = door.clock.now();
             let changed = wait(|done| door.registry.create_device(wanted, now, done)).await??;
-            Ok(json(&changed.identity))
+            Ok(json(&door.live.device(changed.identity, now)?))
         }
         "device.update" => {
             let wanted: DeviceIdentity = parse(&request.json)?;
@@ -239,7 +261,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let now = door.clock.now();
             let changed = wait(|done| door.registry.update_device(wanted, if_match, now, done)).await??;
             door.router.identity_changed(&changed.change).await;
-            Ok(json(&changed.identity))
+            Ok(json(&door.live.device(changed.identity, now)?))
         }
         "device.delete" => {
             let name: DeviceName = parse(&request.json)?;
@@ -252,7 +274,8 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
         "device.get" => {
             let name: DeviceName = parse(&request.json)?;
             let device = DeviceId::new(&name.device_id).map_err(invalid)?;
-            Ok(json(&door.registry.device(&device)?))
+            let found = door.registry.device(&device)?;
+            Ok(json(&door.live.device(found, door.clock.now())?))
         }
         "device.list" => {
             let page: Page = parse(&request.json)?;
@@ -261,9 +284,11 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 .map(|after| DeviceId::new(&after))
                 .transpose()
                 .map_err(invalid)?;
-            Ok(json(
-                &door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?,
-            ))
+            let now = door.clock.now();
+            let found = door.registry.devices(after.as_ref(), page.limit.unwrap_or(1000))?;
+            let devices: Result<Vec<_>, OutboxError> =
+                found.into_iter().map(|device| door.live.device(device, now)).collect();
+            Ok(json(&devices?))
         }
         "c2d.send" => {
             let (name, message) = parse::<Command>(&request.json)?.read()?;
@@ -283,6 +308,17 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
                 "moduleId": name.module.as_ref().map(ModuleId::as_str),
                 "totalMessagesPurged": purged,
             })))
+        }
+        "event.list" => {
+            let page: EventPage = parse(&request.json)?;
+            let partition = PartitionId(page.partition);
+            // First, so that it is not ahead of what is told: a reader that sees them equal has read all there was.
+            let last = door.events.last(partition)?;
+            let events = door
+                .events
+                .read(partition, page.after, page.limit.unwrap_or(EVENTS_MAX).min(EVENTS_MAX))?;
+            let events: Vec<_> = events.iter().map(Event::to_json).collect();
+            Ok(json(&serde_json::json!({ "events": events, "last": last })))
         }
         "method.invoke" => {
             // The request's own members are passed over here and the identity's there.

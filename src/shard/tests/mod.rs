@@ -9,6 +9,7 @@
 //! Nothing runs by itself: each step of a case is a door's push, a drain, a sync, a commit, a fault or a restart.
 
 mod checks;
+mod presence;
 mod scripted;
 mod world;
 

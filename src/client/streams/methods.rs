@@ -1,0 +1,103 @@
+//! Direct methods: answered by a function of the program.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{Ended, Stream, read};
+use crate::client::ClientError;
+use crate::client::device::Device;
+use crate::wire::control::Control as _;
+use crate::wire::device::{Answer, Invoke, MethodsOpen};
+
+/// A method is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodCall {
+    pub name: String,
+    /// JSON; empty for none.
+    pub payload: String,
+    /// How long the caller waits, from the moment the hub sent the call.
+    pub timeout: Duration,
+}
+
+/// What the method came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodAnswer {
+    /// The device's own; by custom as in HTTP.
+    pub status: i32,
+    /// JSON, at most 128 KiB; empty for none. What is no JSON reaches the caller as an error.
+    pub payload: String,
+}
+
+impl MethodAnswer {
+    pub fn new(status: i32, payload: &str) -> Self {
+        Self {
+            status,
+            payload: payload.to_owned(),
+        }
+    }
+}
+
+/// See [`Device::methods`].
+pub struct Methods {
+    device: Device,
+    window: u32,
+}
+
+impl Methods {
+    pub(super) fn new(device: Device, window: u32) -> Self {
+        Self { device, window }
+    }
+
+    /// Answers calls with what `answer` makes of them, several at once, for as long as the device lives. A call whose
+    /// connection was lost is not answered: its caller was told.
+    ///
+    /// # Errors
+    /// The device has ended, or another stream took this one's place (`Refused`, 409003).
+    pub async fn serve<F, A>(self, answer: F) -> Result<(), ClientError>
+    where
+        F: Fn(MethodCall) -> A,
+        A: Future<Output = MethodAnswer> + Send + 'static,
+    {
+        let window = self.window;
+        loop {
+            let mut stream = Stream::open(&self.device, &MethodsOpen { window }).await?;
+            match serve_stream(&mut stream, &answer).await {
+                Ended::Lost(_) => {}
+                Ended::Failed(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn serve_stream<F, A>(stream: &mut Stream, answer: &F) -> Ended
+where
+    F: Fn(MethodCall) -> A,
+    A: Future<Output = MethodAnswer> + Send + 'static,
+{
+    // Bounded by the window: the hub sends no more calls than that.
+    let (answers, mut answered) = mpsc::unbounded_channel::<Answer>();
+    loop {
+        let heard = tokio::select! {
+            frame = stream.next() => frame.and_then(|frame| read::<Invoke>(&frame)).map(Some),
+            Some(answer) = answered.recv() => stream.write_bytes(&answer.to_frame()).await.map(|()| None),
+        };
+        match heard {
+            Ok(None) => {}
+            Ok(Some(invoke)) => {
+                let call = MethodCall {
+                    name: invoke.name,
+                    payload: invoke.payload,
+                    timeout: Duration::from_millis(invoke.timeout_ms.into()),
+                };
+                let (id, answers, answering) = (invoke.id, answers.clone(), answer(call));
+                tokio::spawn(async move {
+                    let MethodAnswer { status, payload } = answering.await;
+                    // The stream may be gone by now.
+                    let _ = answers.send(Answer { id, status, payload });
+                });
+            }
+            Err(ended) => return ended,
+        }
+    }
+}
