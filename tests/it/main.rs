@@ -1,5 +1,6 @@
 //! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
 
+mod backlog;
 mod certificates;
 mod cli;
 mod commands;

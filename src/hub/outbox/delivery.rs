@@ -184,6 +184,14 @@ impl Delivery {
         }
     }
 
+    /// When the lock ends; `None` unless it is locked.
+    pub fn locked_until(&self) -> Option<UtcMillis> {
+        match self.state {
+            State::Invisible { until, .. } => Some(until),
+            State::Enqueued | State::Done(_) => None,
+        }
+    }
+
     /// Hands the message out; `false` unless it is waiting.
     pub fn lock(&mut self, token: LockToken, until: UtcMillis) -> bool {
         match self.state {

@@ -55,6 +55,11 @@ impl<T> Queue<T> {
         self.slots.len()
     }
 
+    /// When the first of the locks ends; `None` while nothing is locked.
+    pub fn locked_until(&self) -> Option<UtcMillis> {
+        self.slots.iter().filter_map(|slot| slot.delivery.locked_until()).min()
+    }
+
     /// Adds a delivery behind all others; its sequence number.
     pub fn push(&mut self, expires: UtcMillis, about: T) -> u64 {
         let sequence = self.next_sequence;

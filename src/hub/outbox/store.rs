@@ -267,6 +267,13 @@ impl Outboxes {
             .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
     }
 
+    /// When the first of a queue's locks ends, whoever holds it; `None` while nothing is locked. Nobody is told of locks
+    /// that run out: a session that has room for more looks again then.
+    pub fn locked_until(&self, name: &IdentityName) -> Result<Option<UtcMillis>, OutboxError> {
+        let open = self.open(&*self.state, name)?;
+        Ok(open.and_then(|open| open.stored.queue.locked_until()))
+    }
+
     /// Ends a lock in the way its holder says.
     pub fn settle(
         &self,

@@ -126,6 +126,25 @@ fn messages_come_in_order_under_locks_of_their_own() {
 }
 
 #[test]
+fn the_end_of_the_first_lock_is_known_to_whoever_waits_for_it() {
+    let hub = hub();
+    let d = device("d");
+    let locked_until = || hub.outboxes.locked_until(&d).unwrap();
+    assert_eq!(locked_until(), None, "there is no queue");
+    for id in ["1", "2", "3"] {
+        hub.enqueue(&d, &command(id), NOW).unwrap();
+    }
+    assert_eq!(locked_until(), None);
+    let first = hub.receive(&d, 1, NOW);
+    let second = hub.receive(&d, 1, at(20));
+    assert_eq!(locked_until(), Some(at(60)));
+    hub.settle(&d, first[0].token, Settlement::Abandon, at(30)).unwrap();
+    assert_eq!(locked_until(), Some(at(80)), "what waits has no lock");
+    hub.settle(&d, second[0].token, Settlement::Complete, at(30)).unwrap();
+    assert_eq!(locked_until(), None);
+}
+
+#[test]
 fn sequence_numbers_are_not_used_again_by_an_empty_queue() {
     let hub = hub();
     let d = device("d");

@@ -1,9 +1,10 @@
 //! Messages to a device: locked, delivered, settled.
 //!
 //! A message is locked durably before it is sent. What is unsettled when the stream ends is given back at once, so that the
-//! next session need not wait for the locks to run out.
+//! next session need not wait for the locks to run out. Locks that nobody gave back are waited for.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -30,10 +31,14 @@ struct Queue {
     window: usize,
     /// Delivered, with the end of the lock.
     unsettled: HashMap<LockToken, UtcMillis>,
-    is_fetching: bool,
+    /// Messages that the store was asked for and has not answered yet; 0 for none.
+    fetching: usize,
     settling: usize,
     /// There may be messages that were not looked for.
     may_have_more: bool,
+    /// When the first lock of the queue ends. It need not be ours: a hub that crashed leaves locks behind, and another
+    /// door may hold some.
+    look_again: Option<Instant>,
     answers: mpsc::UnboundedSender<Answered>,
 }
 
@@ -43,9 +48,10 @@ pub(super) async fn run(stream: &mut Stream, open: CommandsOpen) -> Result<(), F
     let mut queue = Queue {
         window: window as usize,
         unsettled: HashMap::new(),
-        is_fetching: false,
+        fetching: 0,
         settling: 0,
         may_have_more: true,
+        look_again: None,
         answers,
     };
     let ended = serve(stream, &mut queue, &mut answered, window).await;
@@ -64,7 +70,6 @@ async fn serve(
     stream.write(&Ready { window }).await?;
     loop {
         queue.fetch(&target);
-        let next_timeout = queue.unsettled.values().min().map(|at| target.door.instant_of(*at));
         tokio::select! {
             rung = waiting.rings() => match rung {
                 Ok(()) => queue.may_have_more = true,
@@ -72,10 +77,14 @@ async fn serve(
             },
             Some(answer) = answered.recv() => match answer {
                 Answered::Fetched(fetched) => {
-                    queue.is_fetching = false;
+                    let asked = std::mem::take(&mut queue.fetching);
                     let fetched = fetched.map_err(|error| refused(error.code(), error))?;
                     // Noted first: what cannot be sent any more is given back too.
                     queue.unsettled.extend(fetched.iter().map(|message| (message.token, message.locked_until)));
+                    queue.may_have_more |= fetched.len() == asked;
+                    let locked_until = target.door.outboxes.locked_until(&target.name);
+                    let locked_until = locked_until.map_err(|error| refused(error.code(), error))?;
+                    queue.look_again = locked_until.map(|until| target.door.instant_of(until));
                     for delivered in fetched {
                         stream.write(&command(&delivered)).await?;
                     }
@@ -94,10 +103,12 @@ async fn serve(
                 Some(frame) if frame.kind == Kind::Settle => queue.settle(&target, read(&frame)?),
                 Some(frame) => return Err(unexpected(frame.kind)),
             },
-            () = sleep_until(next_timeout) => {
+            () = sleep_until(queue.look_again) => {
                 let now = target.door.clock.now();
                 queue.unsettled.retain(|_, until| *until > now);
                 queue.may_have_more = true;
+                // For a window that is still full: then the store is not asked.
+                queue.look_again = queue.unsettled.values().min().map(|until| target.door.instant_of(*until));
             }
         }
     }
@@ -107,10 +118,10 @@ impl Queue {
     /// Locks what there is room for; one request at a time.
     fn fetch(&mut self, target: &Target) {
         let room = self.window.saturating_sub(self.unsettled.len()).min(FETCH_MAX);
-        if self.is_fetching || !self.may_have_more || room == 0 {
+        if self.fetching > 0 || !self.may_have_more || room == 0 {
             return;
         }
-        self.is_fetching = true;
+        self.fetching = room;
         self.may_have_more = false;
         let answers = self.answers.clone();
         target
@@ -146,10 +157,10 @@ impl Queue {
 
     /// Ends the locks of what was delivered, or was about to be.
     async fn give_back(mut self, target: &Target, answered: &mut mpsc::UnboundedReceiver<Answered>) {
-        while self.is_fetching {
+        while self.fetching > 0 {
             match answered.recv().await {
                 Some(Answered::Fetched(fetched)) => {
-                    self.is_fetching = false;
+                    self.fetching = 0;
                     let fetched = fetched.unwrap_or_default();
                     self.unsettled
                         .extend(fetched.iter().map(|message| (message.token, message.locked_until)));
