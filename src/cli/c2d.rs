@@ -9,6 +9,7 @@ use super::connect::{self, explain};
 use super::device::device_id;
 use super::endpoints::HubArgs;
 use super::send::property;
+use crate::client::service::Service;
 use crate::model::{DeviceId, SystemKey};
 
 #[derive(Args, Clone, Debug)]
@@ -59,13 +60,11 @@ impl C2dArgs {
     /// # Errors
     /// The hub cannot be found or reached, or refuses; the text has the contract's code.
     pub fn run(self) -> anyhow::Result<()> {
-        connect::block_on(self.answer())
+        let hub = self.hub.clone();
+        connect::with_service(&hub, async |service| self.answer(service).await)
     }
 
-    async fn answer(self) -> anyhow::Result<()> {
-        let target = self.hub.service()?;
-        let endpoint = connect::endpoint(&target.ca_file)?;
-        let service = connect::service(&endpoint, &target).await?;
+    async fn answer(self, service: &Service) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         match self.command {
             C2dCommand::Send(args) => {
@@ -102,8 +101,6 @@ impl C2dArgs {
             }
         }
         out.flush()?;
-        service.close();
-        endpoint.wait_idle().await;
         Ok(())
     }
 }

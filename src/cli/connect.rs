@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::endpoints::Target;
+use super::endpoints::{HubArgs, Target as HubTarget};
 use crate::client::ClientError;
 use crate::client::credential::PolicyKey;
 use crate::client::endpoint::{ClientEndpoint, HubAddress, TransportOptions};
 use crate::client::service::{Service, ServiceOptions};
 use crate::client::tls::{ClientTls, client_config};
 use crate::hub::DeviceIdentity;
-use crate::model::DeviceId;
+use crate::model::{DeviceId, ModuleId};
 
 /// A person waits for the first answer. UDP does not tell that nobody listens, and QUIC itself would go on for the whole
 /// idle timeout.
@@ -40,13 +40,64 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     done
 }
 
+/// Whom a command is for: `DEVICE` or `DEVICE/MODULE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub device: DeviceId,
+    pub module: Option<ModuleId>,
+}
+
+impl Target {
+    /// As management requests name it.
+    pub(super) fn document(&self) -> serde_json::Value {
+        let mut document = serde_json::json!({ "deviceId": self.device.as_str() });
+        if let Some(module) = &self.module {
+            document["moduleId"] = module.as_str().into();
+        }
+        document
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Ids cannot have a slash.
+        let (device, module) = match text.split_once('/') {
+            Some((device, module)) => (device, Some(module)),
+            None => (text, None),
+        };
+        let module = module.map(ModuleId::new).transpose();
+        Ok(Self {
+            device: DeviceId::new(device).map_err(|error| format!("device id {error}"))?,
+            module: module.map_err(|error| format!("module id {error}"))?,
+        })
+    }
+}
+
+/// Runs a subcommand that asks the hub as a service, and says farewell.
+///
+/// # Errors
+/// The hub cannot be found or reached, or what `ask` could not do.
+pub(super) fn with_service(hub: &HubArgs, ask: impl AsyncFnOnce(&Service) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    block_on(async {
+        let target = hub.service()?;
+        let endpoint = endpoint(&target.ca_file)?;
+        let service = service(&endpoint, &target).await?;
+        let answer = ask(&service).await;
+        service.close();
+        endpoint.wait_idle().await;
+        answer
+    })
+}
+
 /// A socket for connections to hubs that this CA vouches for. Call within a runtime.
 pub(super) fn endpoint(ca_file: &Path) -> anyhow::Result<ClientEndpoint> {
     let tls = client_config(ClientTls::from_ca_file(ca_file)?)?;
     Ok(ClientEndpoint::new(tls, &TRANSPORT)?)
 }
 
-pub(super) fn address(target: &Target) -> Result<HubAddress, ClientError> {
+pub(super) fn address(target: &HubTarget) -> Result<HubAddress, ClientError> {
     Ok(HubAddress {
         address: target.address().map_err(ClientError::Io)?,
         host_name: target.connection_string.host_name.clone(),
@@ -57,7 +108,7 @@ pub(super) fn address(target: &Target) -> Result<HubAddress, ClientError> {
 ///
 /// # Errors
 /// `ClientError::Credential` when it names none; else as `Service::connect`.
-pub(super) async fn service(endpoint: &ClientEndpoint, target: &Target) -> Result<Service, ClientError> {
+pub(super) async fn service(endpoint: &ClientEndpoint, target: &HubTarget) -> Result<Service, ClientError> {
     let connection_string = &target.connection_string;
     let (Some(policy), Some(key)) = (
         &connection_string.shared_access_key_name,

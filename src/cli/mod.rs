@@ -10,14 +10,19 @@ pub mod dev;
 pub mod device;
 pub mod endpoints;
 pub mod events;
+pub mod feedback;
 mod lines;
+pub mod listen;
 pub mod log;
+pub mod method;
 mod running;
 pub mod send;
 pub mod serve;
 pub mod status;
 pub mod tail;
+pub mod token;
 mod transfer;
+pub mod twin;
 
 use clap::{Parser, Subcommand};
 
@@ -27,10 +32,15 @@ pub use dev::DevArgs;
 pub use device::DeviceArgs;
 pub use endpoints::{Endpoints, HubArgs};
 pub use events::EventsArgs;
+pub use feedback::FeedbackArgs;
+pub use listen::ListenArgs;
 pub use log::LogArgs;
+pub use method::MethodArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
 pub use tail::TailArgs;
+pub use token::TokenArgs;
+pub use twin::TwinArgs;
 
 /// A self-hosted IoT hub: telemetry in, stored before it is acknowledged, and commands out.
 #[derive(Debug, Parser)]
@@ -54,6 +64,16 @@ pub enum Command {
     Send(SendArgs),
     /// Queue messages for devices, and remove queued ones
     C2d(C2dArgs),
+    /// Be a device: show what comes to it, settle messages, answer methods
+    Listen(ListenArgs),
+    /// Follow what became of messages to devices
+    Feedback(FeedbackArgs),
+    /// Show twins, and change their tags and desired properties
+    Twin(TwinArgs),
+    /// Call direct methods of devices
+    Method(MethodArgs),
+    /// Make a SAS token
+    Token(TokenArgs),
     /// Follow the messages of a hub
     Tail(TailArgs),
     /// Follow what the hub tells of itself: devices created, connected, changed, deleted
@@ -75,6 +95,11 @@ impl Cli {
             Command::Device(args) => args.run(),
             Command::Send(args) => args.run(),
             Command::C2d(args) => args.run(),
+            Command::Listen(args) => args.run(),
+            Command::Feedback(args) => args.run(),
+            Command::Twin(args) => args.run(),
+            Command::Method(args) => args.run(),
+            Command::Token(args) => args.run(),
             Command::Tail(args) => args.run(),
             Command::Events(args) => args.run(),
             Command::Log(args) => args.run(),

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::connect;
 use super::device::{connection_string, device_id};
 use super::endpoints::{EndpointsError, HubArgs, Target};
+use crate::client::ClientError;
 use crate::client::credential::Credential;
 use crate::client::device::{Device, DeviceOptions, Link, Receipt};
 use crate::client::endpoint::ClientEndpoint;
@@ -82,19 +83,12 @@ impl SendArgs {
 
     async fn send(self) -> anyhow::Result<()> {
         let (device, body) = self.words()?;
-        let (target, endpoint) = self.target(device.as_ref()).await?;
-        let options = device_options(&target)?;
+        let (device, endpoint) = connect_device(&self.hub, device.as_ref()).await?;
         let sender = Sender {
             template: self.template(),
-            device_id: options.device_id.clone(),
+            device_id: device.device_id().clone(),
             json: self.json,
         };
-        let hub = options.hub.clone();
-        let device = Device::start(endpoint.clone(), options)?;
-        match tokio::time::timeout(connect::CONNECT_TIMEOUT, device.connected()).await {
-            Ok(connected) => connected?,
-            Err(_) => return Err(connect::no_answer(&hub).into()),
-        }
         let started = Instant::now();
         let sent = tokio::select! {
             sent = sender.send_all(&device, body) => sent.map(|()| Sent::All),
@@ -141,40 +135,6 @@ impl SendArgs {
         ))
     }
 
-    /// The hub with the device's own connection string. A device that neither the connection string nor the hub's file
-    /// has a key of is looked up in the hub's registry.
-    async fn target(&self, device: Option<&DeviceId>) -> anyhow::Result<(Target, ClientEndpoint)> {
-        let known = match device {
-            Some(device) => self.hub.device(device.as_str()),
-            None => self.hub.service(),
-        };
-        match known {
-            Ok(target) if target.connection_string.device_id.is_some() => {
-                let named = target.connection_string.device_id.as_deref();
-                if let (Some(device), Some(named)) = (device, named)
-                    && device.as_str() != named
-                {
-                    bail!("the connection string is of {named}, not of {device}");
-                }
-                let endpoint = connect::endpoint(&target.ca_file)?;
-                return Ok((target, endpoint));
-            }
-            Ok(_) | Err(EndpointsError::NoDevice { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let device = device.context("the connection string names no device")?;
-        let target = self.hub.service()?;
-        let endpoint = connect::endpoint(&target.ca_file)?;
-        let service = connect::service(&endpoint, &target).await?;
-        let identity = connect::get_device(&service, device).await?;
-        service.close();
-        let target = Target {
-            connection_string: connection_string(&target.connection_string.host_name, &identity),
-            ..target
-        };
-        Ok((target, endpoint))
-    }
-
     /// Everything of a message but its body.
     fn template(&self) -> Message {
         let mut template = Message::default();
@@ -191,6 +151,66 @@ impl SendArgs {
         template.properties.clone_from(&self.properties);
         template
     }
+}
+
+/// The hub with the device's own connection string. A device that neither the connection string nor the hub's file
+/// has a key of is looked up in the hub's registry.
+async fn device_target(hub: &HubArgs, device: Option<&DeviceId>) -> anyhow::Result<(Target, ClientEndpoint)> {
+    let known = match device {
+        Some(device) => hub.device(device.as_str()),
+        None => hub.service(),
+    };
+    match known {
+        Ok(target) if target.connection_string.device_id.is_some() => {
+            let named = target.connection_string.device_id.as_deref();
+            if let (Some(device), Some(named)) = (device, named)
+                && device.as_str() != named
+            {
+                bail!("the connection string is of {named}, not of {device}");
+            }
+            let endpoint = connect::endpoint(&target.ca_file)?;
+            return Ok((target, endpoint));
+        }
+        Ok(_) | Err(EndpointsError::NoDevice { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let device = device.context("the connection string names no device")?;
+    let target = hub.service()?;
+    let endpoint = connect::endpoint(&target.ca_file)?;
+    let service = connect::service(&endpoint, &target).await?;
+    let identity = connect::get_device(&service, device).await?;
+    service.close();
+    let target = Target {
+        connection_string: connection_string(&target.connection_string.host_name, &identity),
+        ..target
+    };
+    Ok((target, endpoint))
+}
+
+/// Is the device until it is closed; waits for the first welcome.
+///
+/// # Errors
+/// The hub cannot be found or reached, or refuses the device.
+pub(super) async fn connect_device(
+    hub: &HubArgs,
+    device: Option<&DeviceId>,
+) -> anyhow::Result<(Device, ClientEndpoint)> {
+    let (target, endpoint) = device_target(hub, device).await?;
+    let options = device_options(&target)?;
+    let address = options.hub.clone();
+    let device = Device::start(endpoint.clone(), options)?;
+    match tokio::time::timeout(connect::CONNECT_TIMEOUT, device.connected()).await {
+        Ok(connected) => connected?,
+        Err(_) => {
+            return Err(match device.trouble() {
+                // Somebody answered, and said why not.
+                Some(trouble) => ClientError::Unreachable(trouble),
+                None => connect::no_answer(&address),
+            }
+            .into());
+        }
+    }
+    Ok((device, endpoint))
 }
 
 fn device_options(target: &Target) -> anyhow::Result<DeviceOptions> {

@@ -131,6 +131,7 @@ impl Shared {
 /// Cloning shares the device; it ends with `close` or with the last clone.
 #[derive(Clone)]
 pub struct Device {
+    id: DeviceId,
     shared: Arc<Shared>,
     _task: Arc<Task>,
 }
@@ -169,6 +170,7 @@ impl Device {
             session: watch::Sender::new(None),
         });
         let stop = Arc::new(Notify::new());
+        let id = options.device_id.clone();
         let driver = Driver {
             endpoint,
             options,
@@ -177,9 +179,14 @@ impl Device {
         };
         let task = tokio::spawn(driver.run());
         Ok(Self {
+            id,
             shared,
             _task: Arc::new(Task(task, stop)),
         })
+    }
+
+    pub fn device_id(&self) -> &DeviceId {
+        &self.id
     }
 
     /// Puts a message into the buffer; waits while the buffer is full and refuses.

@@ -328,6 +328,7 @@ impl Server {
             groups: groups.clone(),
             outboxes: outboxes.clone(),
             throttles: throttles.clone(),
+            feedbacks: feedbacks.clone(),
             twins: twins.clone(),
             lines: lines.clone(),
             host_name: hub_config.host_names[0].clone(),

@@ -246,6 +246,77 @@ fn an_interrupted_send_says_how_much_is_stored() {
     drop(input);
 }
 
+#[test]
+fn a_device_that_listens_shows_what_comes_and_the_service_sees_its_answers() {
+    let hub = Hub::start(&[]);
+    hub.run(&["device", "create", "lamp"]).expect_success();
+    let offline = hub.run(&["method", "invoke", "lamp", "blink"]).expect_failure();
+    assert!(offline.contains("404103"), "{offline}");
+    hub.run(&["c2d", "send", "lamp", "hello", "--message-id", "m-1", "--ack", "full"])
+        .expect_success();
+    let mut listen = hub.command(&["listen", "lamp", "--status", "207", "--count", "4"]);
+    let mut listen = listen.stdout(Stdio::piped()).spawn().unwrap();
+    let mut shown = BufReader::new(listen.stdout.take().unwrap())
+        .lines()
+        .map(|line| json(&line.unwrap()));
+    // The twin as it stands and the message that waited, in either order.
+    let mut first: Vec<Value> = shown.by_ref().take(2).collect();
+    first.sort_by_key(|line| line.get("command").is_none());
+    assert_eq!(first[0]["command"], "hello");
+    assert_eq!(first[0]["system"]["message-id"], "m-1");
+    assert_eq!(first[1], serde_json::json!({ "desired": { "$version": 1 } }));
+    let call = [
+        "method",
+        "invoke",
+        "lamp",
+        "blink",
+        "{\"times\":3}",
+        "--connect-timeout",
+        "30",
+    ];
+    let answer = hub.run(&call).expect_success();
+    assert_eq!(
+        json(&answer),
+        serde_json::json!({ "status": 207, "payload": { "times": 3 } })
+    );
+    assert_eq!(
+        shown.next().unwrap(),
+        serde_json::json!({ "method": "blink", "payload": { "times": 3 } })
+    );
+    let patch = r#"{"tags":{"room":"hall"},"properties":{"desired":{"on":true}}}"#;
+    let twin = json(&hub.run(&["twin", "patch", "lamp", patch]).expect_success());
+    assert_eq!(
+        shown.next().unwrap(),
+        serde_json::json!({ "desiredPatch": { "on": true, "$version": 2 } })
+    );
+    assert!(wait(&mut listen).success());
+    let shown = json(&hub.run(&["twin", "show", "lamp"]).expect_success());
+    assert_eq!(
+        (&shown["tags"]["room"], &shown["version"]),
+        (&"hall".into(), &twin["version"])
+    );
+    let stale = ["twin", "patch", "lamp", "-", "--if-match", "AAAAAAAAAAE="];
+    let stale = hub.run_with_input(&stale, patch.as_bytes()).expect_failure();
+    assert!(stale.contains("412001"), "{stale}");
+    let feedback = hub
+        .run(&["feedback", "tail", "--count", "1", "--json"])
+        .expect_success();
+    let feedback = json(&feedback);
+    assert_eq!(
+        (&feedback["originalMessageId"], &feedback["statusCode"]),
+        (&"m-1".into(), &"Success".into())
+    );
+    let tokens = [
+        hub.run(&["token"]).expect_success(),
+        hub.run(&["token", "lamp", "--ttl", "60"]).expect_success(),
+    ];
+    assert!(tokens[0].contains("&skn=iothubowner"), "{tokens:?}");
+    assert!(
+        tokens[1].starts_with("SharedAccessSignature sr=localhost%2Fdevices%2Flamp&sig="),
+        "{tokens:?}"
+    );
+}
+
 /// The only partition with messages, as `log stat` has it.
 fn used_partition(hub: &Hub) -> Value {
     let stat = log(hub, &["stat", "--json"]).expect_success();
@@ -372,7 +443,10 @@ fn a_partition_that_cannot_be_replayed_is_closed_and_the_others_serve() {
     }
     hub.run(&["send", &other, "hello"]).expect_success();
     let refused = hub.run(&["send", "dev-1", "hello"]).expect_failure();
-    assert!(refused.contains("no connection"), "{refused}");
+    assert!(
+        refused.contains("the partition is closed after an I/O error") || refused.contains("is closed"),
+        "{refused}"
+    );
     // What lies behind the damage can still be read.
     let text = number.to_string();
     let tail = [

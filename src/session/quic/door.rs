@@ -24,7 +24,7 @@ use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
 use crate::hub::throttle::Turn;
-use crate::hub::{Events, Groups, IdentityName, Live, Outboxes, Registry, Throttled, Throttles, Twins};
+use crate::hub::{Events, Feedbacks, Groups, IdentityName, Live, Outboxes, Registry, Throttled, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -78,6 +78,7 @@ pub struct HubParts {
     pub throttles: Arc<Throttles>,
     pub live: Live,
     pub events: Events,
+    pub feedbacks: Feedbacks,
     pub twins: Twins,
     pub lines: Lines,
     /// The name that tokens are made for.
@@ -95,6 +96,7 @@ pub struct Door {
     pub(super) throttles: Arc<Throttles>,
     pub(super) live: Live,
     pub(super) events: Events,
+    pub(super) feedbacks: Feedbacks,
     pub(super) twins: Twins,
     pub(super) lines: Lines,
     host_name: String,
@@ -130,6 +132,7 @@ impl Door {
             throttles: hub.throttles,
             live: hub.live,
             events: hub.events,
+            feedbacks: hub.feedbacks,
             twins: hub.twins,
             lines: hub.lines,
             host_name: hub.host_name,

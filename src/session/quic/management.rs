@@ -12,6 +12,10 @@
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
 //! | `c2d.purge` | `{"deviceId", "moduleId"?}` | ServiceConnect | `{"deviceId", "moduleId", "totalMessagesPurged"}` |
 //! | `method.invoke` | `{"deviceId", "moduleId"?, "methodName", "payload"?, "responseTimeoutInSeconds"?, "connectTimeoutInSeconds"?}` | ServiceConnect | `{"status", "payload"}` |
+//! | `twin.get` | `{"deviceId", "moduleId"?}` | ServiceConnect | the twin |
+//! | `twin.patch`, `twin.replace` | `{"deviceId", "moduleId"?, "etag"?, "twin": {"tags"?, "properties"?: {"desired"}}}` | ServiceConnect | the twin, once it is durable |
+//! | `feedback.receive` | `{"waitSeconds"?}`, at most 60 | ServiceConnect | `{"lockToken", "records"}`, or `{}` when none came |
+//! | `feedback.complete`, `feedback.abandon` | `{"lockToken"}` | ServiceConnect | `{}` |
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `event.list` | `{"partition", "after"?, "limit"?}` | ServiceConnect | `{"events": [...], "last"}`: the hub's own events behind a sequence number, and the number of the newest |
@@ -30,9 +34,11 @@ use tokio::sync::oneshot;
 
 use super::door::{Door, pass};
 use super::transfer;
+use super::twins;
 use crate::hub::auth::ServiceAuthenticated;
 use crate::hub::events::{Event, EventError};
 use crate::hub::method::{self, MethodError, MethodRequest, MethodResponse};
+use crate::hub::outbox::Settlement;
 use crate::hub::policy::Permissions;
 use crate::hub::throttle::{self, Class};
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError, Throttled};
@@ -46,6 +52,15 @@ const EVENTS_MAX: usize = 256;
 pub(super) struct Refused {
     pub code: ErrorCode,
     pub reason: String,
+}
+
+impl Refused {
+    pub(super) fn new(code: ErrorCode, reason: impl std::fmt::Display) -> Self {
+        Self {
+            code,
+            reason: reason.to_string(),
+        }
+    }
 }
 
 impl From<RegistryError> for Refused {
@@ -124,6 +139,10 @@ pub(super) struct QueueName {
 }
 
 impl QueueName {
+    pub(super) fn new(device_id: String, module_id: Option<String>) -> Self {
+        Self { device_id, module_id }
+    }
+
     pub(super) fn read(&self) -> Result<IdentityName, Refused> {
         Ok(IdentityName {
             device: DeviceId::new(&self.device_id).map_err(invalid)?,
@@ -254,8 +273,9 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             Permissions::REGISTRY_WRITE
         }
         "device.get" | "device.list" => Permissions::REGISTRY_READ,
-        "c2d.send" | "c2d.purge" | "method.invoke" | "event.list" | "group.create" | "group.delete" | "group.list"
-        | "hub.get" => Permissions::SERVICE_CONNECT,
+        "c2d.send" | "c2d.purge" | "method.invoke" | "twin.get" | "twin.patch" | "twin.replace"
+        | "feedback.receive" | "feedback.complete" | "feedback.abandon" | "event.list" | "group.create"
+        | "group.delete" | "group.list" | "hub.get" => Permissions::SERVICE_CONNECT,
         other => return Err(invalid(format_args!("there is no operation {other:?}"))),
     };
     if !identity.permissions.allow(permission) {
@@ -357,6 +377,12 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let answer = door.lines.invoke(&name, method).await?;
             Ok(json(&MethodResponse::from(answer)))
         }
+        "twin.get" => twins::get(door, &request.json).await,
+        "twin.patch" => twins::change(door, &request.json, twins::Way::Patch).await,
+        "twin.replace" => twins::change(door, &request.json, twins::Way::Replace).await,
+        "feedback.receive" => twins::receive_feedback(door, &request.json).await,
+        "feedback.complete" => twins::settle_feedback(door, &request.json, Settlement::Complete).await,
+        "feedback.abandon" => twins::settle_feedback(door, &request.json, Settlement::Abandon).await,
         "group.create" => {
             let group = group(&request.json)?;
             wait(|done| door.groups.create(&group, done)).await??;
@@ -385,7 +411,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Refused> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Refused> {
     serde_json::from_str(json).map_err(invalid)
 }
 
@@ -398,7 +424,7 @@ fn group(json: &str) -> Result<ConsumerGroup, Refused> {
     ConsumerGroup::new(&name.name).map_err(invalid)
 }
 
-fn if_match(etag: Option<&str>) -> IfMatch {
+pub(super) fn if_match(etag: Option<&str>) -> IfMatch {
     match etag {
         None | Some("" | "*") => IfMatch::Any,
         Some(etag) => IfMatch::Etag(etag.to_owned()),

@@ -23,6 +23,7 @@ pub mod readers;
 mod service;
 mod streams;
 mod transfer;
+mod twins;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {

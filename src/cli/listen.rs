@@ -1,0 +1,124 @@
+//! `forebay listen`: is a device, and shows what comes to it: messages, changes of its desired properties, methods.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::connect;
+use super::device::device_id;
+use super::endpoints::HubArgs;
+use super::send;
+use crate::client::device::Device;
+use crate::client::streams::{Command, Commands, MethodAnswer, Outcome};
+use crate::model::DeviceId;
+
+#[derive(Args, Clone, Debug)]
+pub struct ListenArgs {
+    /// Device id
+    #[arg(value_parser = device_id)]
+    pub device: DeviceId,
+    /// What to do with each message
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Settlement::Complete)]
+    pub commands: Settlement,
+    /// Status that methods are answered with; their payload comes back
+    #[arg(long, value_name = "STATUS", default_value_t = 200)]
+    pub status: i32,
+    /// End after so many messages, changes and calls
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Settlement {
+    Complete,
+    Reject,
+    Abandon,
+    /// Leave it locked: it comes again
+    Keep,
+}
+
+impl Settlement {
+    fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::Complete => Some(Outcome::Complete),
+            Self::Reject => Some(Outcome::Reject),
+            Self::Abandon => Some(Outcome::Abandon),
+            Self::Keep => None,
+        }
+    }
+}
+
+impl ListenArgs {
+    /// # Errors
+    /// The hub cannot be found or reached, or refuses the device.
+    pub fn run(self) -> anyhow::Result<()> {
+        connect::block_on(self.listen())
+    }
+
+    async fn listen(self) -> anyhow::Result<()> {
+        let (device, endpoint) = send::connect_device(&self.hub, Some(&self.device)).await?;
+        let (calls, mut called) = tokio::sync::mpsc::unbounded_channel();
+        let status = self.status;
+        let serving = tokio::spawn(device.methods(10).serve(move |call| {
+            let _ = calls.send(json!({ "method": call.name, "payload": parsed(&call.payload) }));
+            async move { MethodAnswer::new(status, &call.payload) }
+        }));
+        let mut commands = device.commands(10);
+        let mut twin = device.twin(0);
+        let mut left = self.count.unwrap_or(u64::MAX);
+        while left > 0 {
+            let line = tokio::select! {
+                command = commands.next() => self.take(&mut commands, &command?).await?,
+                change = twin.changed() => {
+                    let change = change?;
+                    let what = if change.is_complete { "desired" } else { "desiredPatch" };
+                    json!({ what: parsed(&change.json) })
+                }
+                Some(call) = called.recv() => call,
+                _ = tokio::signal::ctrl_c() => break,
+            };
+            writeln!(io::stdout(), "{line}")?;
+            left -= 1;
+        }
+        serving.abort();
+        say_farewell(device).await;
+        endpoint.wait_idle().await;
+        Ok(())
+    }
+
+    async fn take(&self, commands: &mut Commands, command: &Command) -> anyhow::Result<Value> {
+        if let Some(outcome) = self.commands.outcome() {
+            commands.settle(command, outcome).await?;
+        }
+        let message = &command.message;
+        let system = message
+            .system
+            .iter()
+            .map(|(key, value)| (key.name().to_owned(), json!(value)));
+        let properties = message
+            .properties
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)));
+        Ok(json!({
+            "command": String::from_utf8_lossy(&message.body),
+            "sequenceNumber": command.sequence,
+            "deliveryCount": command.delivery_count,
+            "system": system.collect::<serde_json::Map<_, _>>(),
+            "properties": properties.collect::<serde_json::Map<_, _>>(),
+        }))
+    }
+}
+
+/// What the last answers need to get out.
+async fn say_farewell(device: Device) {
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    device.close().await;
+}
+
+/// JSON as it is, nothing as null.
+fn parsed(json: &str) -> Value {
+    serde_json::from_str(json).unwrap_or(Value::Null)
+}

@@ -1,0 +1,67 @@
+//! `forebay token`: makes SAS tokens, for clients that cannot.
+
+use std::io::{self, Write as _};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use serde_json::json;
+
+use super::connect::{self, Target, explain};
+use super::endpoints::HubArgs;
+use crate::hub::{DeviceIdentity, sas};
+
+#[derive(Args, Clone, Debug)]
+pub struct TokenArgs {
+    /// Device id, or DEVICE/MODULE: a token for its own routes. Without one: for all that the policy permits
+    pub target: Option<Target>,
+    /// Seconds until it expires
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub ttl: u64,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+impl TokenArgs {
+    /// # Errors
+    /// The hub cannot be found; for a device's token also: it cannot be reached, or the device has no key.
+    pub fn run(self) -> anyhow::Result<()> {
+        let target = self.hub.service()?;
+        let owner = &target.connection_string;
+        let host = &owner.host_name;
+        let (resource, key, policy) = match &self.target {
+            None => {
+                let key = owner
+                    .shared_access_key
+                    .clone()
+                    .context("the connection string has no key")?;
+                (host.clone(), key, owner.shared_access_key_name.clone())
+            }
+            Some(device) => {
+                anyhow::ensure!(
+                    device.module.is_none(),
+                    "a module's key is not to be had here: name its device"
+                );
+                let mut identity = None;
+                connect::with_service(&self.hub, async |service| {
+                    let document = json!({ "deviceId": device.device.as_str() });
+                    let found = service.request("device.get", &document).await.map_err(explain)?;
+                    identity = Some(serde_json::from_value::<DeviceIdentity>(found).context("the hub's answer")?);
+                    Ok(())
+                })?;
+                let keys = identity.context("the hub did not answer")?.authentication.symmetric_key;
+                let key = keys
+                    .primary_key
+                    .context("the device has no key: it proves itself by certificate")?;
+                (format!("{host}/devices/{}", device.device.as_str()), key, None)
+            }
+        };
+        let key = STANDARD.decode(key).context("the key is not base64")?;
+        let now = SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
+        let token = sas::generate(&resource, &key, now.saturating_add(self.ttl), policy.as_deref());
+        writeln!(io::stdout(), "{token}")?;
+        Ok(())
+    }
+}
