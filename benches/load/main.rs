@@ -18,11 +18,13 @@ mod idle;
 mod ingest;
 mod latency;
 mod measure;
+mod method;
 mod pace;
 mod progress;
 mod report;
 mod saturate;
 mod storm;
+mod twin;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +85,12 @@ enum Scenario {
     Https(https::HttpsArgs),
     /// Messages are queued for devices that are offline: rate, cost, memory of full queues
     C2d(c2d::C2dArgs),
+    /// A message's way to a device that listens, on a quiet hub
+    Deliver(method::QuietArgs),
+    /// A direct method's way to a device and back, on a quiet hub
+    Method(method::QuietArgs),
+    /// Devices report properties, each one patch at a time
+    Twin(twin::TwinArgs),
 }
 
 impl Scenario {
@@ -95,6 +103,9 @@ impl Scenario {
             Self::Storm(_) => "storm",
             Self::Https(_) => "https",
             Self::C2d(_) => "c2d",
+            Self::Deliver(_) => "deliver",
+            Self::Method(_) => "method",
+            Self::Twin(_) => "twin",
         }
     }
 
@@ -107,6 +118,8 @@ impl Scenario {
             Self::Storm(args) => serde_json::to_value(args),
             Self::Https(args) => serde_json::to_value(args),
             Self::C2d(args) => serde_json::to_value(args),
+            Self::Deliver(args) | Self::Method(args) => serde_json::to_value(args),
+            Self::Twin(args) => serde_json::to_value(args),
         };
         json.expect("arguments are numbers and texts")
     }
@@ -120,6 +133,9 @@ impl Scenario {
             Self::Storm(args) => args.run(hub).await,
             Self::Https(args) => args.run(hub).await,
             Self::C2d(args) => args.run(hub).await,
+            Self::Deliver(args) => args.run_deliver(hub).await,
+            Self::Method(args) => args.run_method(hub).await,
+            Self::Twin(args) => args.run(hub).await,
         }
     }
 }
