@@ -10,7 +10,7 @@ use super::device::device_id;
 use super::endpoints::HubArgs;
 use super::send;
 use crate::client::device::Device;
-use crate::client::streams::{Command, Commands, MethodAnswer, Outcome};
+use crate::client::streams::{Command, MethodAnswer, Outcome};
 use crate::model::DeviceId;
 
 #[derive(Args, Clone, Debug)]
@@ -70,8 +70,9 @@ impl ListenArgs {
         let mut twin = device.twin(0);
         let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
+            let mut taken = None;
             let line = tokio::select! {
-                command = commands.next() => self.take(&mut commands, &command?).await?,
+                command = commands.next() => line(taken.insert(command?)),
                 change = twin.changed() => {
                     let change = change?;
                     let what = if change.is_complete { "desired" } else { "desiredPatch" };
@@ -80,36 +81,42 @@ impl ListenArgs {
                 Some(call) = called.recv() => call,
                 _ = tokio::signal::ctrl_c() => break,
             };
+            // Settled only when it stands where it was printed to.
             writeln!(io::stdout(), "{line}")?;
+            if let (Some(command), Some(outcome)) = (taken, self.commands.outcome())
+                && let Err(error) = commands.settle(&command, outcome).await
+            {
+                eprintln!(
+                    "forebay: message {} is not settled and comes again: {error}",
+                    command.sequence
+                );
+            }
             left -= 1;
         }
-        serving.abort();
         say_farewell(device).await;
+        serving.abort();
         endpoint.wait_idle().await;
         Ok(())
     }
+}
 
-    async fn take(&self, commands: &mut Commands, command: &Command) -> anyhow::Result<Value> {
-        if let Some(outcome) = self.commands.outcome() {
-            commands.settle(command, outcome).await?;
-        }
-        let message = &command.message;
-        let system = message
-            .system
-            .iter()
-            .map(|(key, value)| (key.name().to_owned(), json!(value)));
-        let properties = message
-            .properties
-            .iter()
-            .map(|(name, value)| (name.clone(), json!(value)));
-        Ok(json!({
-            "command": String::from_utf8_lossy(&message.body),
-            "sequenceNumber": command.sequence,
-            "deliveryCount": command.delivery_count,
-            "system": system.collect::<serde_json::Map<_, _>>(),
-            "properties": properties.collect::<serde_json::Map<_, _>>(),
-        }))
-    }
+fn line(command: &Command) -> Value {
+    let message = &command.message;
+    let system = message
+        .system
+        .iter()
+        .map(|(key, value)| (key.name().to_owned(), json!(value)));
+    let properties = message
+        .properties
+        .iter()
+        .map(|(name, value)| (name.clone(), json!(value)));
+    json!({
+        "command": String::from_utf8_lossy(&message.body),
+        "sequenceNumber": command.sequence,
+        "deliveryCount": command.delivery_count,
+        "system": system.collect::<serde_json::Map<_, _>>(),
+        "properties": properties.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 /// What the last answers need to get out.

@@ -7,11 +7,10 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use serde_json::json;
 
-use super::connect::{self, Target, explain};
+use super::connect::{self, Target};
 use super::endpoints::HubArgs;
-use crate::hub::{DeviceIdentity, sas};
+use crate::hub::sas;
 
 #[derive(Args, Clone, Debug)]
 pub struct TokenArgs {
@@ -32,6 +31,20 @@ impl TokenArgs {
         let owner = &target.connection_string;
         let host = &owner.host_name;
         let (resource, key, policy) = match &self.target {
+            // A device's own connection string makes a token for the device.
+            None if owner.device_id.is_some() => {
+                let key = owner
+                    .shared_access_key
+                    .clone()
+                    .context("the connection string has no key")?;
+                let device = owner.device_id.as_deref().unwrap_or_default();
+                let module = owner.module_id.as_ref().map(|module| format!("/modules/{module}"));
+                (
+                    format!("{host}/devices/{device}{}", module.unwrap_or_default()),
+                    key,
+                    None,
+                )
+            }
             None => {
                 let key = owner
                     .shared_access_key
@@ -46,9 +59,7 @@ impl TokenArgs {
                 );
                 let mut identity = None;
                 connect::with_service(&self.hub, async |service| {
-                    let document = json!({ "deviceId": device.device.as_str() });
-                    let found = service.request("device.get", &document).await.map_err(explain)?;
-                    identity = Some(serde_json::from_value::<DeviceIdentity>(found).context("the hub's answer")?);
+                    identity = Some(connect::get_device(service, &device.device).await?);
                     Ok(())
                 })?;
                 let keys = identity.context("the hub did not answer")?.authentication.symmetric_key;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{Ended, Stream, read};
 use crate::client::ClientError;
@@ -49,8 +49,8 @@ impl Methods {
         Self { device, window }
     }
 
-    /// Answers calls with what `answer` makes of them, several at once, for as long as the device lives. A call whose
-    /// connection was lost is not answered: its caller was told.
+    /// Answers calls with what `answer` makes of them, several at once, for as long as the device lives. What is not done
+    /// when its caller gives up, or when the connection is lost, is dropped where it waits.
     ///
     /// # Errors
     /// The device has ended, or another stream took this one's place (`Refused`, 409003).
@@ -75,26 +75,31 @@ where
     F: Fn(MethodCall) -> A,
     A: Future<Output = MethodAnswer> + Send + 'static,
 {
-    // Bounded by the window: the hub sends no more calls than that.
-    let (answers, mut answered) = mpsc::unbounded_channel::<Answer>();
+    // The hub sends no more calls than the window, and none that takes longer than its caller waits is kept. Dropped
+    // with the stream: nobody waits for what is under way then.
+    let mut under_way = JoinSet::new();
     loop {
         let heard = tokio::select! {
             frame = stream.next() => frame.and_then(|frame| read::<Invoke>(&frame)).map(Some),
-            Some(answer) = answered.recv() => stream.write_bytes(&answer.to_frame()).await.map(|()| None),
+            Some(answered) = under_way.join_next() => match answered {
+                Ok(Some(answer)) => stream.write_bytes(&Answer::to_frame(&answer)).await.map(|()| None),
+                // Too late, or the program's function panicked: the caller hears of it by its own time-out.
+                Ok(None) | Err(_) => Ok(None),
+            },
         };
         match heard {
             Ok(None) => {}
             Ok(Some(invoke)) => {
+                let timeout = Duration::from_millis(invoke.timeout_ms.into());
                 let call = MethodCall {
                     name: invoke.name,
                     payload: invoke.payload,
-                    timeout: Duration::from_millis(invoke.timeout_ms.into()),
+                    timeout,
                 };
-                let (id, answers, answering) = (invoke.id, answers.clone(), answer(call));
-                tokio::spawn(async move {
-                    let MethodAnswer { status, payload } = answering.await;
-                    // The stream may be gone by now.
-                    let _ = answers.send(Answer { id, status, payload });
+                let (id, answering) = (invoke.id, answer(call));
+                under_way.spawn(async move {
+                    let MethodAnswer { status, payload } = tokio::time::timeout(timeout, answering).await.ok()?;
+                    Some(Answer { id, status, payload })
                 });
             }
             Err(ended) => return ended,

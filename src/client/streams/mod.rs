@@ -126,6 +126,7 @@ impl Stream {
                 let Failed { code, reason, next } = Failed::from_body(&body).map_err(protocol)?;
                 // 5xx: the store was busy, or failed and may be back.
                 if code >= 500_000 {
+                    tokio::time::sleep(REOPEN_AFTER).await;
                     return Err(Ended::Lost(format!("{reason} ({code})")));
                 }
                 Err(Ended::Failed(ClientError::Refused { code, reason, next }))

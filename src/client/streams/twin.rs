@@ -99,7 +99,8 @@ impl Twin {
     ///
     /// # Errors
     /// `Refused` with the contract's code (412001: another version; 400004: what twins cannot hold). `Unreachable`: the
-    /// connection ended first, whether it is stored is unknown; repeating it does no harm.
+    /// connection ended first, whether it is stored is unknown; repeating it does no harm, but with `if_version` it is
+    /// refused (412001) if the first one took effect.
     pub async fn report(&mut self, json: &str, if_version: Option<u64>) -> Result<u64, ClientError> {
         self.listen().await?;
         match self.ask_report(json, if_version.unwrap_or(0)).await {

@@ -185,7 +185,11 @@ impl Stream {
             }
             Kind::Request => {
                 let request = Request::from_body(&frame.body).map_err(|error| failed(400_006, &error.to_string()))?;
-                let response = management::respond(&self.door, &self.identity, &request).await;
+                // Whoever asked may leave: then nothing is taken for nobody.
+                let response = tokio::select! {
+                    response = management::respond(&self.door, &self.identity, &request) => response,
+                    _ = self.send.stopped() => return Ok(()),
+                };
                 let _ = write(&mut self.send, &response).await;
                 Ok(())
             }

@@ -168,8 +168,8 @@ impl Lines {
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             // The session ended with the call.
-            Ok(Err(_)) => Err(MethodError::NotOnline),
-            Err(_) => Err(MethodError::TimedOut),
+            Ok(Err(_)) if Instant::now() < deadline => Err(MethodError::NotOnline),
+            Ok(Err(_)) | Err(_) => Err(MethodError::TimedOut),
         }
     }
 
