@@ -3,6 +3,7 @@
 //! - `check`: an Append frame with 64 messages of 128 B or 1 KiB is checked at the door; time per frame.
 //! - `encode`: a message with two properties, and one that is only a body of 128 B; time per message.
 //! - `filter`: a batch of a device among 1,000 is judged and its position advanced; time per batch.
+//! - `authenticate`: a device's SAS token is checked against the registry on disk; time per token.
 //! - `hop`: a command through a shard's queue, on one thread and to another thread and back; time per command.
 //!
 //! Durability level: none, nothing is stored.
@@ -12,13 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use forebay::hub::filter::{DeviceKey, Position};
-use forebay::model::{DeviceId, Epoch, Generation, Message};
+use forebay::hub::{Authenticator, Authorities, Credential, DeviceIdentity, IdentityName, Policies, Registry, sas};
+use forebay::model::{DeviceId, Epoch, Generation, Message, UtcMillis};
+use forebay::server::SystemEntropy;
 use forebay::shard::command::{Command, SessionId};
 use forebay::shard::filter::{DuplicateFilter, Verdict, judge};
 use forebay::shard::inbox::{Inbox, Waker};
+use forebay::state::{RedbConfig, RedbState, State};
 use forebay::wire::batch::{Batch, BatchBuilder, BatchLimits};
 use forebay::wire::frame::Decoder;
 use forebay::wire::message;
@@ -163,5 +169,54 @@ fn hop(c: &mut Criterion) {
     shard.join().expect("the shard ends");
 }
 
-criterion_group!(benches, check, encode, filter, hop);
+fn authenticate(c: &mut Criterion) {
+    const HOST: &str = "localhost";
+    let folder = std::env::temp_dir().join(format!("forebay-bench-auth-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let state: Arc<dyn State> =
+        Arc::new(RedbState::open(&folder.join("state.redb"), &RedbConfig::default()).expect("a store"));
+    let entropy = Arc::new(SystemEntropy);
+    let registry = Registry::open(state.clone(), entropy.clone(), 4).expect("a registry");
+    let policies = Policies::open(state.clone(), entropy).expect("policies");
+    let authorities = Authorities::open(state).expect("authorities");
+    let now = UtcMillis(1_766_000_000_000);
+    let devices: Vec<DeviceIdentity> = (0..1_000)
+        .map(|n| DeviceIdentity::new(DeviceId::new(&format!("dev-{n}")).expect("a good id")))
+        .map(|wanted| {
+            registry
+                .create_device_blocking(wanted, now)
+                .expect("it is new")
+                .identity
+        })
+        .collect();
+    let tokens: Vec<(IdentityName, String)> = devices
+        .into_iter()
+        .map(|device| {
+            let key = device
+                .authentication
+                .symmetric_key
+                .primary_key
+                .expect("the registry makes keys");
+            let key = STANDARD.decode(key).expect("base64");
+            let resource = format!("{HOST}/devices/{}", device.device_id.as_str());
+            let token = sas::generate(&resource, &key, now.0.unsigned_abs() / 1000 + 3600, None);
+            (IdentityName::device(device.device_id), token)
+        })
+        .collect();
+    let authenticator = Authenticator::new(registry, policies, authorities, &[HOST.to_owned()]);
+    let mut next = tokens.iter().cycle();
+    c.bench_function("authenticate", |b| {
+        b.iter(|| {
+            let (name, token) = next.next().expect("a cycle has no end");
+            let credential = Credential::Sas(black_box(token));
+            authenticator
+                .authenticate(credential, name, HOST, now)
+                .expect("a good token")
+        });
+    });
+    drop(authenticator);
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+criterion_group!(benches, check, encode, filter, authenticate, hop);
 criterion_main!(benches);

@@ -6,7 +6,8 @@
 //!              |  bytes                              |             |     both over http/  call, answer, route, serve
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
-//! |  http/  events                                      |  |                       |
+//! |         streams/  commands, twin, methods           |  |         twin  method  |
+//! |  http/  events, commands                            |  |         query         |
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |
@@ -14,13 +15,15 @@
 //! +-- shard/ --v-----------------------------------------------+
 //! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
 //! |  inbox  shard.rs  plain logic     syncer  keeper  recovery |
+//! |  lines/  who listens: calls, changes, waiting messages     |
 //! +------------+------------------------------------+----------+
 //!              |  decide                            |  keep
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+
 //! |  auth  sas  registry  policy  |   |  appender  segment     |
 //! |  authority  groups  filter    |   |  cursor  recovery  map |   sync code, no runtime
 //! |  outbox/  feedback/  twin/    |   |                        |
-//! |  throttle/                    |   |                        |
+//! |  presence  events/  method    |   |                        |
+//! |  query/  throttle/            |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |

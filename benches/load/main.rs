@@ -21,6 +21,7 @@ mod measure;
 mod method;
 mod pace;
 mod progress;
+mod registry;
 mod report;
 mod saturate;
 mod storm;
@@ -89,6 +90,8 @@ enum Scenario {
     Deliver(method::QuietArgs),
     /// A direct method's way to a device and back, on a quiet hub
     Method(method::QuietArgs),
+    /// Devices are imported, and the hub is killed and started with them
+    Registry(registry::RegistryArgs),
     /// Devices report properties, each one patch at a time
     Twin(twin::TwinArgs),
 }
@@ -105,6 +108,7 @@ impl Scenario {
             Self::C2d(_) => "c2d",
             Self::Deliver(_) => "deliver",
             Self::Method(_) => "method",
+            Self::Registry(_) => "registry",
             Self::Twin(_) => "twin",
         }
     }
@@ -119,6 +123,7 @@ impl Scenario {
             Self::Https(args) => serde_json::to_value(args),
             Self::C2d(args) => serde_json::to_value(args),
             Self::Deliver(args) | Self::Method(args) => serde_json::to_value(args),
+            Self::Registry(args) => serde_json::to_value(args),
             Self::Twin(args) => serde_json::to_value(args),
         };
         json.expect("arguments are numbers and texts")
@@ -135,6 +140,7 @@ impl Scenario {
             Self::C2d(args) => args.run(hub).await,
             Self::Deliver(args) => args.run_deliver(hub).await,
             Self::Method(args) => args.run_method(hub).await,
+            Self::Registry(args) => args.run(hub).await,
             Self::Twin(args) => args.run(hub).await,
         }
     }
