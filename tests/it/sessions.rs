@@ -590,6 +590,37 @@ async fn rights_are_checked_for_each_thing_asked() {
     assert_eq!(asked(service, "device.get", there()).await, Err(401_002));
     assert_eq!(asked(device, "device.get", there()).await, Err(401_002));
     assert_eq!(asked(device, "group.list", json!({})).await, Err(401_002));
+    // IoT Hub, identity and security section 2: what concerns devices but is no registry is for services.
+    let twin = || json!({ "deviceId": "there", "twin": { "tags": { "a": 1 } } });
+    let call = || json!({ "deviceId": "there", "methodName": "m" });
+    let lock = || json!({ "lockToken": "3d00c1ed-215b-4618-841d-c74039f56449" });
+    let late = || json!({ "waitSeconds": 61 });
+    for (operation, document, of_service) in [
+        ("twin.get", there(), Ok(())),
+        ("twin.patch", twin(), Ok(())),
+        ("twin.replace", twin(), Ok(())),
+        ("method.invoke", call(), Err(404_103)),
+        ("feedback.receive", json!({}), Ok(())),
+        ("feedback.receive", late(), Err(400_004)),
+        ("feedback.complete", lock(), Err(412_002)),
+        ("feedback.abandon", lock(), Err(412_002)),
+        ("event.list", json!({ "partition": 0 }), Ok(())),
+        ("device.import", json!({ "entries": [] }), Err(401_002)),
+        ("device.export", json!({}), Err(401_002)),
+    ] {
+        assert_eq!(
+            asked(service, operation, document.clone()).await,
+            of_service,
+            "{operation}"
+        );
+        for policy in [device, registry_read] {
+            assert_eq!(
+                asked(policy, operation, document.clone()).await,
+                Err(401_002),
+                "{operation}"
+            );
+        }
+    }
     for (policy, expected) in [
         (service, None),
         (device, Some(401_002)),
