@@ -123,6 +123,9 @@ async fn methods_are_answered_several_at_once_and_again_after_a_crash() {
             counts.1.fetch_max(now, Ordering::SeqCst);
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             counts.0.fetch_sub(1, Ordering::SeqCst);
+            if call.name == "large" {
+                return MethodAnswer::new(200, &format!("{:?}", "x".repeat(300 * 1024)));
+            }
             MethodAnswer::new(200, &format!("[{:?},{}]", call.name, call.payload))
         }
     }));
@@ -146,6 +149,8 @@ async fn methods_are_answered_several_at_once_and_again_after_a_crash() {
         4,
         "as many at once as the device takes"
     );
+    let large = json!({ "deviceId": "lamp", "methodName": "large" });
+    assert_eq!(refused(within(service.request("method.invoke", &large)).await), 502_000);
     hub.kill9();
     hub.restart();
     let answer = within(site.service().await.request("method.invoke", &call(9))).await;

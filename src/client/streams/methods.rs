@@ -10,6 +10,9 @@ use crate::client::device::Device;
 use crate::wire::control::Control as _;
 use crate::wire::device::{Answer, Invoke, MethodsOpen};
 
+// IoT Hub, direct methods: 128 KiB either way.
+const PAYLOAD_BYTES_MAX: usize = 128 * 1024;
+
 /// A method is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MethodCall {
@@ -98,7 +101,9 @@ where
                 };
                 let (id, answering) = (invoke.id, answer(call));
                 under_way.spawn(async move {
-                    let MethodAnswer { status, payload } = tokio::time::timeout(timeout, answering).await.ok()?;
+                    let MethodAnswer { status, mut payload } = tokio::time::timeout(timeout, answering).await.ok()?;
+                    // Enough for the hub to refuse it by name; all of it would be no frame and end the stream.
+                    payload.truncate(payload.floor_char_boundary(PAYLOAD_BYTES_MAX + 4));
                     Some(Answer { id, status, payload })
                 });
             }
