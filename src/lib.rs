@@ -11,7 +11,9 @@
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |
-//!              |  typed commands                                +-------------------------------+
+//!              |  typed commands                                +-- proto/ ----------------------+
+//!              |                                                |  amqp/                         |
+//!              |                                                +--------------------------------+
 //! +-- shard/ --v-----------------------------------------------+
 //! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
 //! |  inbox  shard.rs  plain logic     syncer  keeper  recovery |
@@ -41,6 +43,7 @@
 //! | module | may import | must stay ignorant of |
 //! | --- | --- | --- |
 //! | [`model`] | std | everything else |
+//! | [`proto`] | nothing of ours | sockets, tokio, actix, clocks, hub, shard |
 //! | [`wire`] | model | sockets, tokio, actix, clocks, hub, shard |
 //! | [`log`] | model | devices, protocols, async, actix |
 //! | [`state`] | nothing of ours | what its keys and values mean |
@@ -67,6 +70,7 @@ pub mod hub;
 pub mod log;
 pub mod metrics;
 pub mod model;
+pub mod proto;
 pub mod server;
 pub mod service;
 pub mod session;

@@ -11,6 +11,7 @@ use forebay::metrics::series::{self, Kind};
 /// the crate's docs; a line here that is longer than one word is an exception, and says so there.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("proto", &[]),
     ("wire", &["model"]),
     ("log", &["model"]),
     ("state", &[]),
