@@ -16,6 +16,7 @@
 //! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
 //! |  inbox  shard.rs  plain logic     syncer  keeper  recovery |
 //! |  lines/  who listens: calls, changes, waiting messages     |
+//! |  readers  where consumers stand     timing  turns, dates   |
 //! +------------+------------------------------------+----------+
 //!              |  decide                            |  keep
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+

@@ -16,13 +16,14 @@ use std::time::Instant;
 use actix_web::http::header::AUTHORIZATION;
 use tokio::sync::oneshot;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
 use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Permissions, Throttles};
 use crate::log::DiskStorage;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
+use crate::shard::timing::pass;
 use crate::wire::stamp::Origin;
 
 // IoT Hub, HTTPS section 2.

@@ -13,7 +13,7 @@ use quinn::{Connection, RecvStream, SendStream, ZeroRttAccepted};
 use tokio::sync::oneshot;
 
 use super::config::BATCH_COUNT_MAX;
-use super::door::{Closing, Door, pass};
+use super::door::{Closing, Door};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
 use super::streams::{Acceptor, Target};
@@ -24,6 +24,7 @@ use crate::model::{DeviceId, Epoch, UtcMillis};
 use crate::shard::command::{Append, Command, OpenError, OpenSession, Opened, SessionId};
 use crate::shard::inbox::Inbox;
 use crate::shard::link::SessionLink;
+use crate::shard::timing::pass;
 use crate::wire::batch::{Batch, BatchLimits};
 use crate::wire::close::CloseCode;
 use crate::wire::control::{Ack, Control, Goodbye, Hello, Renewed, Welcome};

@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{Fault, PENDING_MAX, Stream, Target, read, refused, replaced, sleep_until, unexpected};
+use super::{Fault, PENDING_MAX, Stream, Target, read, refused, replaced, unexpected};
 use crate::hub::OutboxError;
 use crate::hub::outbox::{Delivered, LockToken, Settlement};
 use crate::model::UtcMillis;
+use crate::shard::timing::sleep_until;
 use crate::wire::device::{Command, CommandsOpen, Outcome, Ready, Settle, Settled};
 use crate::wire::frame::Kind;
 use crate::wire::message;
