@@ -8,6 +8,7 @@
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
 //! |  http/  events, commands                            |  |         query         |
+//! |  for every door:  home  commands                    |  |                       |
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |
@@ -18,6 +19,7 @@
 //! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
 //! |  inbox  shard.rs  plain logic     syncer  keeper  recovery |
 //! |  lines/  who listens: calls, changes, waiting messages     |
+//! |  readers  where consumers stand     timing  turns, dates   |
 //! +------------+------------------------------------+----------+
 //!              |  decide                            |  keep
 //! +-- hub/ ----v------------------+   +-- log/ -----v----------+

@@ -216,7 +216,8 @@ fn imports_follow_the_module_map() {
         }
         // Tests may use the simulated parts; beyond that the map holds for them too.
         for path in crate_paths(&source.code()) {
-            let is_simulated = path.starts_with("testing") || (module == "shard" && path.starts_with("state"));
+            let is_simulated =
+                path.starts_with("testing") || (matches!(module, "shard" | "session") && path.starts_with("state"));
             let may = may_import(module, &path) || (source.is_test() && is_simulated);
             if !may {
                 broken.push(format!("src/{} imports crate::{path}", source.path));

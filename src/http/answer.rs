@@ -7,7 +7,6 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::hub::throttle::Turn;
 use crate::hub::{AuthError, ErrorCode, OutboxError, RegistryError, Throttled};
 use crate::model::UtcMillis;
 
@@ -239,19 +238,6 @@ impl From<Throttled> for Refused {
             ..Self::new(throttled.code(), throttled.to_string())
         }
     }
-}
-
-/// Waits for the turn of a request that was let in.
-///
-/// # Errors
-/// It was not.
-pub async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Refused> {
-    // Keeps its place among those that wait until its turn has come.
-    let turn = turn?;
-    if let Some(until) = turn.until() {
-        tokio::time::sleep_until(until.into()).await;
-    }
-    Ok(())
 }
 
 /// Waits for the store's callback without blocking the worker.

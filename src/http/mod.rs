@@ -21,7 +21,7 @@ pub mod openapi;
 pub mod route;
 pub mod serve;
 
-pub use answer::{Answer, Refused, pass, wait};
+pub use answer::{Answer, Refused, wait};
 pub use call::Call;
 pub use config::Config;
 pub use observer::Observer;

@@ -1,4 +1,12 @@
 //! The doors devices come through: sockets, TLS, tasks and limits around codecs and the shards.
+//!
+//! What a door does for a device whatever it speaks stands once, without a socket or a frame: [`home`] opens a session
+//! on its home shard, [`commands`] locks messages and takes settlements. A door drives them and says things in its own
+//! protocol.
 
+pub mod commands;
+pub mod home;
 pub mod http;
 pub mod quic;
+#[cfg(test)]
+mod tests;

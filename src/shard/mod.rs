@@ -19,6 +19,7 @@ pub mod keeper;
 pub mod lines;
 pub mod link;
 pub mod observer;
+pub mod readers;
 pub mod recovery;
 pub mod router;
 #[allow(clippy::module_inception)]
@@ -26,6 +27,7 @@ pub mod shard;
 pub mod syncer;
 #[cfg(test)]
 mod tests;
+pub mod timing;
 
 use std::time::Duration;
 

@@ -20,13 +20,14 @@ mod twin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
 use crate::hub::{Authenticator, Feedbacks, Live, Outboxes, Permissions, Registry, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
+use crate::shard::timing::pass;
 
 // IoT Hub, HTTPS section 5.
 pub const ROUTES: &[Entry] = &[
@@ -134,7 +135,7 @@ impl Rest {
 
     /// Waits until so many units of a class may be used.
     async fn throttle(&self, class: Class, units: u64) -> Result<(), Refused> {
-        pass(self.throttles.admit(class, units, Instant::now())).await
+        Ok(pass(self.throttles.admit(class, units, Instant::now())).await?)
     }
 
     /// Each request carries its own credential.

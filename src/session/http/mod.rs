@@ -16,14 +16,15 @@ use std::time::Instant;
 use actix_web::http::header::AUTHORIZATION;
 use tokio::sync::oneshot;
 
-use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route, pass};
+use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
 use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Permissions, Throttles};
 use crate::log::DiskStorage;
+use crate::session::home;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
-use crate::wire::stamp::Origin;
+use crate::shard::timing::pass;
 
 // IoT Hub, HTTPS section 2.
 pub const ROUTES: &[Entry] = &[
@@ -136,8 +137,7 @@ impl Devices {
 
     async fn store(&self, call: &Call, identity: Authenticated, messages: Messages) -> Result<Answer, Refused> {
         let received = Instant::now();
-        let device = &identity.identity.device;
-        let partition = self.router.partition_of(device);
+        let partition = self.router.partition_of(&identity.identity.device);
         let inbox = self.router.inbox(partition);
         let budget_bytes = inbox.price(messages.payload.len());
         let busy_timeout = call.config().busy_timeout;
@@ -147,17 +147,10 @@ impl Devices {
             reserved.map_err(|_| Refused::busy("the hub takes no more messages now"))?;
         }
         let (reply, answer) = oneshot::channel();
-        let module = identity.identity.module.as_ref();
         // Nothing may come between the reservation and this: the post gives the budget back.
         inbox.push_post(Post {
             partition,
-            origin: Origin {
-                device_id: device.as_str().to_owned(),
-                module_id: module.map_or_else(String::new, |module| module.as_str().to_owned()),
-                generation: identity.generation.0,
-                epoch: 0,
-                auth_method: identity.method.json().to_owned(),
-            },
+            origin: home::origin(&identity),
             messages,
             budget_bytes,
             received,

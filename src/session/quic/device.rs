@@ -10,25 +10,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, ZeroRttAccepted};
-use tokio::sync::oneshot;
 
 use super::config::BATCH_COUNT_MAX;
-use super::door::{Closing, Door, pass};
+use super::door::{Closing, Door};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
 use super::streams::{Acceptor, Target};
-use crate::hub::auth::Authenticated;
-use crate::hub::filter::DeviceKey;
 use crate::hub::throttle::{Class, Gate, Pace};
 use crate::model::{DeviceId, Epoch, UtcMillis};
-use crate::shard::command::{Append, Command, OpenError, OpenSession, Opened, SessionId};
-use crate::shard::inbox::Inbox;
-use crate::shard::link::SessionLink;
+use crate::session::home::{self, HomeSession};
+use crate::shard::command::{Append, OpenError};
+use crate::shard::timing::pass;
 use crate::wire::batch::{Batch, BatchLimits};
 use crate::wire::close::CloseCode;
 use crate::wire::control::{Ack, Control, Goodbye, Hello, Renewed, Welcome};
 use crate::wire::frame::{Decoder, VERSION};
-use crate::wire::stamp::Origin;
 
 /// A peer that has not taken a few bytes for this long does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,21 +53,15 @@ pub(super) async fn run(
     }
     let identity = door.authenticate_device(connection, &device, &hello)?;
     take_turn(door).await?;
-    let (session, link, opened) = match open(door, &device, &identity, &hello, is_early && handshake.is_some()).await {
+    let (router, epoch) = (&door.router, Epoch(hello.epoch));
+    let home = match home::open(router, &identity, epoch, is_early && handshake.is_some()).await {
         Err(OpenError::EarlyData) => {
             finish(&mut handshake).await?;
-            open(door, &device, &identity, &hello, false).await
+            home::open(router, &identity, epoch, false).await
         }
         other => other,
     }
     .map_err(closing_of)?;
-    let partition = door.router.partition_of(&device);
-    let inbox = door.router.inbox(partition).clone();
-    let _open = OpenGuard {
-        door: door.clone(),
-        inbox: inbox.clone(),
-        session,
-    };
     // A change of the identity between the first look and the open would have found no session to end.
     let identity = door.authenticate_device(connection, &device, &hello)?;
     let target = Target {
@@ -86,9 +76,9 @@ pub(super) async fn run(
     };
     let welcome = Welcome {
         version: VERSION,
-        epoch: opened.epoch.0,
-        last_sequence: opened.last_sequence,
-        partition: partition.0,
+        epoch: home.opened.epoch.0,
+        last_sequence: home.opened.last_sequence,
+        partition: home.partition.0,
         partition_count: door.router.partition_count(),
         message_bytes_max: door.config.message_bytes_max,
         batch_bytes_max: door.config.batch_bytes_max,
@@ -104,9 +94,7 @@ pub(super) async fn run(
         recv,
         device,
         module_id: hello.module_id,
-        session,
-        link,
-        inbox,
+        home: &home,
         intake: Intake::new(decoder, door.config.batch_bytes_max, limits),
         pace: door.throttles.pace(),
         paced: None,
@@ -116,7 +104,7 @@ pub(super) async fn run(
         outgoing: welcome.to_frame(),
         written: 0,
         write_started: Instant::now(),
-        acknowledged: opened.last_sequence,
+        acknowledged: home.opened.last_sequence,
         expires: identity.expires,
         expiry: identity.expires.map(|at| door.instant_of(at)),
         is_reading: true,
@@ -139,46 +127,6 @@ async fn finish(handshake: &mut Option<ZeroRttAccepted>) -> Result<(), Closing> 
     Ok(())
 }
 
-async fn open(
-    door: &Arc<Door>,
-    device: &DeviceId,
-    identity: &Authenticated,
-    hello: &Hello,
-    is_early: bool,
-) -> Result<(SessionId, Arc<SessionLink>, Opened), OpenError> {
-    let session = door.router.new_session();
-    let link = Arc::new(SessionLink::default());
-    let partition = door.router.partition_of(device);
-    let (reply, answer) = oneshot::channel();
-    let open = OpenSession {
-        session,
-        key: DeviceKey {
-            device: device.clone(),
-            generation: identity.generation,
-        },
-        partition,
-        origin: Origin {
-            device_id: device.as_str().to_owned(),
-            module_id: hello.module_id.clone(),
-            generation: identity.generation.0,
-            epoch: 0,
-            auth_method: identity.method.json().to_owned(),
-        },
-        epoch: Epoch(hello.epoch),
-        is_early,
-        link: link.clone(),
-        reply,
-    };
-    door.router
-        .inbox(partition)
-        .push_control(Command::Open(open))
-        .map_err(|_| OpenError::Busy)?;
-    match answer.await {
-        Ok(opened) => opened.map(|opened| (session, link, opened)),
-        Err(_) => Err(OpenError::Stopping),
-    }
-}
-
 fn closing_of(error: OpenError) -> Closing {
     let code = match &error {
         OpenError::StaleEpoch { .. } => CloseCode::StaleEpoch,
@@ -190,24 +138,19 @@ fn closing_of(error: OpenError) -> Closing {
     Closing::new(code, error.to_string())
 }
 
-/// Tells the home shard, however the session ends.
-struct OpenGuard {
-    door: Arc<Door>,
-    inbox: Arc<Inbox>,
-    session: SessionId,
+/// The session counts as open for as long as this lives.
+struct Counted<'a>(&'a Door);
+
+impl<'a> Counted<'a> {
+    fn new(door: &'a Door) -> Self {
+        door.observer.session_opened(Peer::Device);
+        Self(door)
+    }
 }
 
-impl Drop for OpenGuard {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.door.observer.session_closed(Peer::Device);
-        if self.inbox.push_control(Command::Close(self.session)).is_err() {
-            let (inbox, session) = (self.inbox.clone(), self.session);
-            actix_rt::spawn(async move {
-                while inbox.push_control(Command::Close(session)).is_err() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-        }
+        self.0.observer.session_closed(Peer::Device);
     }
 }
 
@@ -218,9 +161,7 @@ struct DeviceSession<'a> {
     recv: RecvStream,
     device: DeviceId,
     module_id: String,
-    session: SessionId,
-    link: Arc<SessionLink>,
-    inbox: Arc<Inbox>,
+    home: &'a HomeSession,
     intake: Intake,
     /// Under which throttles the session stands.
     pace: Option<Pace>,
@@ -254,7 +195,7 @@ struct Paced {
 impl DeviceSession<'_> {
     async fn run(mut self) -> Result<(), Closing> {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        self.door.observer.session_opened(Peer::Device);
+        let _counted = Counted::new(self.door);
         // One timer for the session's life: making one for every wait costs more than the wait.
         let timer = tokio::time::sleep_until(far_future());
         tokio::pin!(timer);
@@ -276,9 +217,9 @@ impl DeviceSession<'_> {
             }
             tokio::select! {
                 biased;
-                () = self.link.changed() => {
+                () = self.home.link.changed() => {
                     self.take_acknowledged();
-                    if let Some(end) = self.link.end() {
+                    if let Some(end) = self.home.link.end() {
                         let closing = Closing::new(end.code, end.reason.clone());
                         return if end.code == CloseCode::Draining { self.farewell(closing).await } else { Err(closing) };
                     }
@@ -290,9 +231,9 @@ impl DeviceSession<'_> {
                         self.written = 0;
                     }
                 }
-                () = self.inbox.reserve(self.blocked.as_ref().map_or(0, |(_, price, _)| *price)), if self.blocked.is_some() => {
+                () = self.home.inbox.reserve(self.blocked.as_ref().map_or(0, |(_, price, _)| *price)), if self.blocked.is_some() => {
                     let (batch, price, since) = self.blocked.take().expect("the branch's condition");
-                    self.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
+                    self.home.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
                     self.submit(batch, price, since);
                 }
                 read = self.recv.read_chunks(&mut chunks), if may_read => match read {
@@ -348,8 +289,8 @@ impl DeviceSession<'_> {
         }
         let now = Instant::now();
         while let Some((batch, received)) = self.next_batch(now) {
-            let price = self.inbox.price(batch.payload.len());
-            if self.inbox.try_reserve(price) {
+            let price = self.home.inbox.price(batch.payload.len());
+            if self.home.inbox.try_reserve(price) {
                 self.submit(batch, price, received);
             } else {
                 self.blocked = Some((batch, price, received));
@@ -392,8 +333,8 @@ impl DeviceSession<'_> {
         self.inflight.push_back((batch.last_sequence(), price));
         self.inflight_bytes += u64::from(price);
         let submitted = Instant::now();
-        self.inbox.push_append(Append {
-            session: self.session,
+        self.home.inbox.push_append(Append {
+            session: self.home.session,
             batch,
             budget_bytes: price,
             received,
@@ -402,7 +343,7 @@ impl DeviceSession<'_> {
     }
 
     fn take_acknowledged(&mut self) {
-        let acknowledged = self.link.acknowledged();
+        let acknowledged = self.home.link.acknowledged();
         while self.inflight.front().is_some_and(|(last, _)| *last <= acknowledged) {
             let (_, price) = self.inflight.pop_front().expect("looked at above");
             self.inflight_bytes -= u64::from(price);
@@ -411,7 +352,7 @@ impl DeviceSession<'_> {
 
     /// One Ack at a time is on its way; the next covers all that came meanwhile.
     fn queue_ack(&mut self) {
-        let sequence = self.link.acknowledged();
+        let sequence = self.home.link.acknowledged();
         if sequence > self.acknowledged && self.outgoing.is_empty() {
             self.acknowledged = sequence;
             self.push_outgoing(&Ack { sequence }.frame_bytes());
@@ -451,13 +392,13 @@ impl DeviceSession<'_> {
         let until = tokio::time::Instant::now() + FAREWELL_TIMEOUT;
         let polite = async {
             while !self.inflight.is_empty() {
-                self.link.changed().await;
+                self.home.link.changed().await;
                 self.take_acknowledged();
             }
             let mut last = std::mem::take(&mut self.outgoing).split_off(self.written);
             last.extend(
                 Ack {
-                    sequence: self.link.acknowledged(),
+                    sequence: self.home.link.acknowledged(),
                 }
                 .to_frame(),
             );

@@ -19,18 +19,18 @@ use tokio::sync::Notify;
 use super::config::Config;
 use super::connection_id::ConnectionIds;
 use super::observer::{Handshake, Observer};
-use super::readers::Readers;
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::throttle::Turn;
-use crate::hub::{Events, Feedbacks, Groups, IdentityName, Live, Outboxes, Registry, Throttled, Throttles, Twins};
+use crate::hub::{Events, Feedbacks, Groups, IdentityName, Live, Outboxes, Registry, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
 use crate::shard::Durability;
 use crate::shard::lines::Lines;
+use crate::shard::readers::Readers;
 use crate::shard::router::Router;
+use crate::shard::timing;
 use crate::wire::close::CloseCode;
 use crate::wire::control::{CONTROL_BYTES_MAX, Control, Hello, Role};
 use crate::wire::frame::{Decoder, Kind, VERSION};
@@ -164,9 +164,7 @@ impl Door {
 
     /// When a wall-clock time will be, on the monotonic clock that timers follow.
     pub(super) fn instant_of(&self, at: UtcMillis) -> Instant {
-        let ms = u64::try_from(at.0 - self.clock.now().0).unwrap_or(0);
-        // Timers of more than a year would overflow nothing, but are never waited for.
-        Instant::now() + Duration::from_millis(ms.min(366 * 86_400_000))
+        timing::instant_of(&*self.clock, at)
     }
 
     pub(super) fn authenticate_device(
@@ -230,16 +228,6 @@ impl Door {
         tracing::debug!(%error, "credential refused");
         super::error::closing_of_auth(error)
     }
-}
-
-/// Waits for the turn of what was let in under the throttles.
-pub(super) async fn pass(turn: Result<Turn<'_>, Throttled>) -> Result<(), Throttled> {
-    // Keeps its place among those that wait until its turn has come.
-    let turn = turn?;
-    if let Some(until) = turn.until() {
-        tokio::time::sleep_until(until.into()).await;
-    }
-    Ok(())
 }
 
 fn peer_chain(connection: &Connection) -> Vec<rustls::pki_types::CertificateDer<'static>> {

@@ -32,7 +32,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::door::{Door, pass};
+use super::door::Door;
 use super::transfer;
 use super::twins;
 use crate::hub::auth::ServiceAuthenticated;
@@ -43,6 +43,7 @@ use crate::hub::policy::Permissions;
 use crate::hub::throttle::{self, Class};
 use crate::hub::{DeviceIdentity, ErrorCode, GroupError, IdentityName, IfMatch, OutboxError, RegistryError, Throttled};
 use crate::model::{ConsumerGroup, DeviceId, Message, ModuleId, PartitionId, SystemKey};
+use crate::shard::timing::pass;
 use crate::wire::control::{Request, Response};
 
 /// Events of one answer.

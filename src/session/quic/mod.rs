@@ -19,7 +19,6 @@ mod error;
 mod intake;
 mod management;
 pub mod observer;
-pub mod readers;
 mod service;
 mod streams;
 mod transfer;

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::door::{Door, pass};
+use super::door::Door;
 use super::management::{QueueName, Refused, if_match, invalid, json, parse, wait};
 use crate::hub::feedback::{FeedbackBatch, FeedbackError};
 use crate::hub::outbox::{LockToken, Settlement};
 use crate::hub::throttle::Class;
 use crate::hub::twin::{ServiceSide, TwinError};
 use crate::hub::{ErrorCode, IdentityName, Twin, TwinUpdate};
+use crate::shard::timing::pass;
 
 /// How long a request may wait for feedback, seconds.
 const WAIT_SECONDS_MAX: u32 = 60;

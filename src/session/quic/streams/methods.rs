@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Fault, Stream, read, replaced, sleep_until, unexpected};
+use super::{Fault, Stream, read, replaced, unexpected};
 use crate::hub::method::{CALLS_PER_TARGET_MAX, MethodAnswer, MethodError};
 use crate::shard::lines::Call;
+use crate::shard::timing::sleep_until;
 use crate::wire::device::{Answer, Invoke, MethodsOpen, Ready};
 use crate::wire::frame::Kind;
 

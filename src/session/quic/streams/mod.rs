@@ -8,7 +8,7 @@ mod methods;
 mod twin;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -145,12 +145,4 @@ fn read<T: Control>(frame: &Frame) -> Result<T, Fault> {
 
 fn unexpected(kind: Kind) -> Fault {
     Fault::Failed(failed(400_003, &format!("a {kind:?} frame has no place here")))
-}
-
-/// Sleeps until then, or for ever.
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
 }

@@ -8,8 +8,8 @@ use super::{Fault, PENDING_MAX, Stream, Target, read, refused, replaced, unexpec
 use crate::hub::throttle::Class;
 use crate::hub::twin::{DeviceSide, Members, TwinChange, TwinChanged, TwinError, parse_members};
 use crate::hub::{ErrorCode, Throttled, Twin};
-use crate::session::quic::door::pass;
 use crate::shard::lines::News;
+use crate::shard::timing::pass;
 use crate::wire::device::{Desired, Ready, Report, Reported, TwinDocument, TwinGet, TwinOpen};
 use crate::wire::frame::Kind;
 

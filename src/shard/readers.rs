@@ -8,7 +8,7 @@ use crate::model::{ConsumerGroup, PartitionId, SequenceNumber};
 
 type Key = (ConsumerGroup, PartitionId);
 
-/// Shared by all cursors of a door; entries go with their readers. Bounded by groups times partitions times streams.
+/// Shared by all cursors of all doors; entries go with their readers. Bounded by groups times partitions times streams.
 #[derive(Debug, Default)]
 pub struct Readers {
     positions: Mutex<HashMap<Key, Vec<Weak<AtomicU64>>>>,

@@ -1,0 +1,252 @@
+//! A session of a device or module on its home shard: opened, and closed however its door ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::hub::Authenticated;
+use crate::hub::filter::DeviceKey;
+use crate::log::DiskStorage;
+use crate::model::{Epoch, PartitionId};
+use crate::shard::command::{Command, OpenError, OpenSession, Opened, SessionId};
+use crate::shard::inbox::Inbox;
+use crate::shard::link::SessionLink;
+use crate::shard::router::Router;
+use crate::wire::stamp::Origin;
+
+/// Between two tries to tell a shard whose queue is full.
+const CLOSE_RETRY: Duration = Duration::from_millis(5);
+
+/// A session that its home shard has opened. Dropping it closes it there.
+#[derive(Debug)]
+pub struct HomeSession {
+    pub session: SessionId,
+    pub partition: PartitionId,
+    /// How far it is acknowledged, and whether it must end.
+    pub link: Arc<SessionLink>,
+    /// Where its appends go.
+    pub inbox: Arc<Inbox>,
+    pub opened: Opened,
+    _closing: Closing,
+}
+
+/// Opens a session of who proved itself. `epoch`: 0 asks for the next one. `is_early`: asked for in early data, which an
+/// attacker may repeat.
+///
+/// The door looks at the identity once more after this: a change of it between the proof and the open found no session
+/// to end. Giving up the wait leaves no session behind.
+///
+/// # Errors
+/// `OpenError`; `Busy` too when the shard's queue is full.
+pub async fn open(
+    router: &Router<DiskStorage>,
+    identity: &Authenticated,
+    epoch: Epoch,
+    is_early: bool,
+) -> Result<HomeSession, OpenError> {
+    let device = &identity.identity.device;
+    let partition = router.partition_of(device);
+    let (reply, answer) = oneshot::channel();
+    let open = OpenSession {
+        session: router.new_session(),
+        key: DeviceKey {
+            device: device.clone(),
+            generation: identity.generation,
+        },
+        partition,
+        origin: origin(identity),
+        epoch,
+        is_early,
+        link: Arc::default(),
+        reply,
+    };
+    ask(router.inbox(partition), open, answer).await
+}
+
+async fn ask(
+    inbox: &Arc<Inbox>,
+    open: OpenSession,
+    answer: oneshot::Receiver<Result<Opened, OpenError>>,
+) -> Result<HomeSession, OpenError> {
+    let (session, partition, link) = (open.session, open.partition, open.link.clone());
+    inbox.push_control(Command::Open(open)).map_err(|_| OpenError::Busy)?;
+    // From here on the shard may have the session, also when nobody waits for its answer any more.
+    let mut closing = Closing {
+        session,
+        inbox: Some(inbox.clone()),
+    };
+    match answer.await.unwrap_or(Err(OpenError::Stopping)) {
+        Ok(opened) => Ok(HomeSession {
+            session,
+            partition,
+            link,
+            inbox: inbox.clone(),
+            opened,
+            _closing: closing,
+        }),
+        Err(error) => {
+            closing.inbox = None;
+            Err(error)
+        }
+    }
+}
+
+/// Who sends, as the log keeps it; the shard fills in the epoch.
+pub fn origin(identity: &Authenticated) -> Origin {
+    let module = identity.identity.module.as_ref();
+    Origin {
+        device_id: identity.identity.device.as_str().to_owned(),
+        module_id: module.map_or_else(String::new, |module| module.as_str().to_owned()),
+        generation: identity.generation.0,
+        epoch: 0,
+        auth_method: identity.method.json().to_owned(),
+    }
+}
+
+/// Tells the home shard when it is dropped.
+#[derive(Debug)]
+struct Closing {
+    session: SessionId,
+    /// `None`: there is nothing to close.
+    inbox: Option<Arc<Inbox>>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let Some(inbox) = self.inbox.take() else { return };
+        let session = self.session;
+        if inbox.push_control(Command::Close(session)).is_ok() {
+            return;
+        }
+        // Without a runtime the process is ending, and the shard with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                while inbox.push_control(Command::Close(session)).is_err() {
+                    tokio::time::sleep(CLOSE_RETRY).await;
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DeviceId, Generation};
+    use crate::shard::inbox::Full;
+
+    const SESSION: SessionId = SessionId(7);
+
+    fn inbox() -> Arc<Inbox> {
+        Inbox::new(1 << 20)
+    }
+
+    /// What the shard is asked, and where it answers.
+    struct Asking {
+        open: OpenSession,
+        answer: oneshot::Receiver<Result<Opened, OpenError>>,
+    }
+
+    fn asking() -> Asking {
+        let (reply, answer) = oneshot::channel();
+        let identity = Authenticated {
+            identity: crate::hub::IdentityName::device(DeviceId::new("d").unwrap()),
+            generation: Generation(3),
+            method: crate::hub::auth::AuthMethod::DeviceSas,
+            permissions: crate::hub::Permissions::DEVICE_CONNECT,
+            expires: None,
+        };
+        let open = OpenSession {
+            session: SESSION,
+            key: DeviceKey {
+                device: identity.identity.device.clone(),
+                generation: identity.generation,
+            },
+            partition: PartitionId(0),
+            origin: origin(&identity),
+            epoch: Epoch(0),
+            is_early: false,
+            link: Arc::default(),
+            reply,
+        };
+        Asking { open, answer }
+    }
+
+    fn popped_open(inbox: &Inbox) -> OpenSession {
+        match inbox.pop() {
+            Some(Command::Open(open)) => open,
+            other => panic!("not an open: {other:?}"),
+        }
+    }
+
+    fn is_closed(inbox: &Inbox) -> bool {
+        matches!(inbox.pop(), Some(Command::Close(SESSION)))
+    }
+
+    /// Opens a session and lets the shard answer so.
+    async fn opened(inbox: &Arc<Inbox>, answer: Result<Opened, OpenError>) -> Result<HomeSession, OpenError> {
+        let Asking { open, answer: receiver } = asking();
+        let shard = async {
+            popped_open(inbox).reply.send(answer).unwrap();
+        };
+        let (home, ()) = tokio::join!(ask(inbox, open, receiver), shard);
+        home
+    }
+
+    const OPENED: Opened = Opened {
+        epoch: Epoch(4),
+        last_sequence: 9,
+    };
+
+    #[tokio::test]
+    async fn a_session_is_closed_when_its_door_goes() {
+        let inbox = inbox();
+        let home = opened(&inbox, Ok(OPENED)).await.unwrap();
+        assert_eq!(home.opened, OPENED);
+        assert_eq!(inbox.depth(), 0);
+        drop(home);
+        assert!(is_closed(&inbox));
+        assert_eq!(inbox.depth(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_refused_is_not_closed() {
+        let inbox = inbox();
+        let refused = opened(&inbox, Err(OpenError::EarlyData)).await.unwrap_err();
+        assert_eq!(refused, OpenError::EarlyData);
+        assert_eq!(inbox.depth(), 0);
+        let Asking { open, answer } = asking();
+        let shard = async { drop(popped_open(&inbox)) };
+        let (stopped, ()) = tokio::join!(ask(&inbox, open, answer), shard);
+        assert_eq!(stopped.unwrap_err(), OpenError::Stopping);
+    }
+
+    #[tokio::test]
+    async fn giving_up_the_wait_leaves_no_session_behind() {
+        let inbox = inbox();
+        let Asking { open, answer } = asking();
+        let waited = tokio::time::timeout(Duration::ZERO, ask(&inbox, open, answer)).await;
+        assert!(waited.is_err());
+        popped_open(&inbox);
+        assert!(is_closed(&inbox));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_is_busy_for_an_open_and_waited_for_by_a_close() {
+        let inbox = inbox();
+        let home = opened(&inbox, Ok(OPENED)).await.unwrap();
+        while inbox.push_control(Command::Close(SessionId(0))) != Err(Full) {}
+        let Asking { open, answer } = asking();
+        assert_eq!(ask(&inbox, open, answer).await.unwrap_err(), OpenError::Busy);
+        let depth = inbox.depth();
+        drop(home);
+        tokio::time::sleep(CLOSE_RETRY * 3).await;
+        assert_eq!(inbox.depth(), depth);
+        for _ in 0..depth {
+            assert!(!is_closed(&inbox));
+        }
+        tokio::time::sleep(CLOSE_RETRY * 3).await;
+        assert!(is_closed(&inbox));
+    }
+}

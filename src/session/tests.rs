@@ -1,0 +1,85 @@
+//! A hub without doors and its one device, for tests of what doors share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::hub::entropy::Entropy;
+use crate::hub::outbox::QueueSettings;
+use crate::hub::{DeviceIdentity, IdentityName, Outboxes, Registry};
+use crate::model::time::Clock;
+use crate::model::{DeviceId, Message, UtcMillis};
+use crate::shard::lines::Lines;
+use crate::state::MemoryState;
+
+const PARTITIONS: u16 = 2;
+
+/// Different bytes each time.
+#[derive(Default)]
+struct Counting(AtomicU64);
+
+impl Entropy for Counting {
+    fn fill(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let next = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+            chunk.copy_from_slice(&next[..chunk.len()]);
+        }
+    }
+}
+
+/// A wall clock that the test holds.
+pub struct HeldClock(AtomicI64);
+
+impl Clock for HeldClock {
+    fn now(&self) -> UtcMillis {
+        UtcMillis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+pub struct Hub {
+    pub state: Arc<MemoryState>,
+    pub outboxes: Outboxes,
+    pub lines: Lines,
+    pub clock: Arc<HeldClock>,
+    pub name: IdentityName,
+}
+
+impl Hub {
+    pub fn new() -> Self {
+        let state = MemoryState::new();
+        let registry = Registry::open(state.clone(), Arc::new(Counting::default()), PARTITIONS).unwrap();
+        let clock = Arc::new(HeldClock(AtomicI64::new(1_700_000_000_000)));
+        let device = DeviceId::new("d").unwrap();
+        registry
+            .create_device_blocking(DeviceIdentity::new(device.clone()), clock.now())
+            .unwrap();
+        let entropy = Arc::new(Counting::default());
+        let outboxes = Outboxes::new(state.clone(), entropy, QueueSettings::default(), PARTITIONS);
+        let lines = Lines::default();
+        let ring = lines.clone();
+        outboxes.observe(Box::new(move |name| ring.message_waits(name)));
+        Self {
+            state,
+            outboxes,
+            lines,
+            clock,
+            name: IdentityName::device(device),
+        }
+    }
+
+    pub fn enqueue(&self, count: usize) {
+        for _ in 0..count {
+            let now = self.clock.now();
+            let enqueued = self.outboxes.wait(|done| {
+                self.outboxes.enqueue(&self.name, &Message::new("x"), now, done);
+            });
+            enqueued.unwrap();
+        }
+    }
+
+    /// Both clocks go on, and whoever waits for them.
+    pub async fn sleep(&self, time: Duration) {
+        self.clock.0.fetch_add(time.as_millis() as i64, Ordering::Relaxed);
+        tokio::time::sleep(time).await;
+    }
+}
