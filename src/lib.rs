@@ -2,8 +2,9 @@
 //! handles that the upper module passed down.
 //!
 //! ```text
-//!   devices and services: QUIC (forebay/1)     HTTPS: devices    services
-//!              |  bytes                              |             |     both over http/  call, answer, route, serve
+//!   devices and services: QUIC (forebay/1)     HTTPS, AMQP: devices    services
+//!              |  bytes                              |             |     over http/  call, answer, route, serve
+//!              |                                     |             |     and amqp/  connection, link, credentials, cbs
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
@@ -52,8 +53,9 @@
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
 //! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
 //! | [`http`] | hub, model | session, service, shard, log, metrics, server |
-//! | [`session`] | http, wire, shard, hub, model, the readers' side of log | service, metrics, server |
-//! | [`service`] | http, shard, hub, model, the kind of disk | session, metrics, server |
+//! | [`amqp`] | hub, model, proto | session, service, shard, log, metrics, server |
+//! | [`session`] | http, amqp, proto, wire, shard, hub, model, the readers' side of log | service, metrics, server |
+//! | [`service`] | http, amqp, proto, wire, shard, hub, model, the readers' side of log | session, metrics, server |
 //! | [`client`] | wire, model, hub's `sas` and `connection_string`, log's `record` | everything else on the server's side |
 //! | [`metrics`] | observers' traits and events, model | how anything works |
 //! | [`config`] | nothing of ours | who reads it |
@@ -64,6 +66,7 @@
 //! ([`shard::observer::Observer`], [`shard::inbox::Waker`]). `tests/tidy.rs` checks the imports against this table, and
 //! the drawing against the modules.
 
+pub mod amqp;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -18,10 +18,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["model", "state"]),
     ("shard", &["hub", "log", "model", "state", "wire"]),
     ("http", &["hub", "model"]),
+    ("amqp", &["hub", "model", "proto"]),
     (
         "session",
         &[
             "http",
+            "amqp",
+            "proto",
             "wire",
             "shard",
             "hub",
@@ -37,7 +40,26 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     // The router needs the kind of disk it stands on.
-    ("service", &["http", "shard", "hub", "model", "log::DiskStorage"]),
+    (
+        "service",
+        &[
+            "http",
+            "amqp",
+            "proto",
+            "wire",
+            "shard",
+            "hub",
+            "model",
+            // As for sessions.
+            "log::Cursor",
+            "log::DiskStorage",
+            "log::PartitionView",
+            "log::ReadError",
+            "log::SeekError",
+            "log::Start",
+            "log::record",
+        ],
+    ),
     (
         "client",
         &["wire", "model", "hub::sas", "hub::connection_string", "log::record"],
@@ -51,6 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "shard::syncer",
             "http::observer",
             "http::route",
+            "amqp::observer",
             "hub::throttle",
             "session::quic::observer",
             "log::SyncError",

@@ -22,6 +22,7 @@ impl ErrorCode {
     pub const UNAUTHORIZED_ACCESS: Self = Self::new(401_002, "IotHubUnauthorizedAccess");
     pub const UNAUTHORIZED: Self = Self::new(401_003, "IotHubUnauthorized");
     pub const QUOTA_EXCEEDED: Self = Self::new(403_002, "IotHubQuotaExceeded");
+    pub const TOKENS_EXCEEDED: Self = Self::new(403_005, "IotHubMaxCbsTokenExceeded");
     pub const DEVICE_QUEUE_DEPTH: Self = Self::new(403_004, "DeviceMaximumQueueDepthExceeded");
     pub const MESSAGE_EXPIRY: Self = Self::new(403_009, "InvalidMessageExpiryTime");
     pub const DEVICE_DISABLED: Self = Self::new(403_012, "DeviceDisabled");

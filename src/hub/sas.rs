@@ -181,6 +181,11 @@ impl Resource {
         host_names.iter().any(|name| name.eq_ignore_ascii_case(&self.host))
     }
 
+    /// The decoded segments behind the host.
+    pub fn path(&self) -> &[String] {
+        &self.path
+    }
+
     /// Whether it stands for the whole hub.
     pub fn is_hub(&self) -> bool {
         self.path.is_empty()

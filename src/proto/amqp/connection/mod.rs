@@ -240,8 +240,13 @@ impl Connection {
         self.links.len()
     }
 
+    /// The number of a link's session; what is answered on a session is asked on it.
+    pub fn channel(&self, id: LinkId) -> Option<u16> {
+        self.links.get(&id).map(|link| link.channel)
+    }
+
     /// The next thing the peer did; `None` until more was read.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Some(event);

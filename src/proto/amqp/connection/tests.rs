@@ -39,9 +39,9 @@ impl Peer {
         let mut peer = Self::new();
         peer.send(&frame::AMQP_HEADER);
         peer.says(0, &open(512));
-        assert!(matches!(peer.hub.next(), Some(Event::Opened { .. })));
+        assert!(matches!(peer.hub.poll_event(), Some(Event::Opened { .. })));
         peer.says(1, &begin(100));
-        assert_eq!(peer.hub.next(), None);
+        assert_eq!(peer.hub.poll_event(), None);
         peer.header(frame::AMQP_HEADER);
         assert!(matches!(peer.sees(), (0, Performative::Open(_))));
         assert!(matches!(peer.sees(), (1, Performative::Begin(_))));
@@ -90,7 +90,7 @@ impl Peer {
     /// Attaches a link whose end is the peer's `role`, and accepts it with credit 3.
     fn attached(&mut self, handle: u32, role: Role, settles: SenderSettles, tracks_outcomes: bool) -> LinkId {
         self.says(1, &attach(handle, role, settles));
-        let Some(Event::Attached(id, _)) = self.hub.next() else {
+        let Some(Event::Attached(id, _)) = self.hub.poll_event() else {
             panic!("an attach")
         };
         let accept = Accept {
@@ -121,7 +121,7 @@ impl Peer {
 
     /// What the connection is closed for.
     fn fails_with(&mut self, condition: &Condition) {
-        let event = self.hub.next();
+        let event = self.hub.poll_event();
         assert!(
             matches!(&event, Some(Event::Failed(error)) if error.condition == *condition),
             "{event:?}"
@@ -137,7 +137,7 @@ impl Peer {
 
     /// What the session is ended for; its links go with it.
     fn session_ends_with(&mut self, condition: &Condition) {
-        while let Some(event) = self.hub.next() {
+        while let Some(event) = self.hub.poll_event() {
             assert!(matches!(event, Event::Detached(_)), "{event:?}");
         }
         loop {
@@ -151,7 +151,7 @@ impl Peer {
         self.transfers(0, 9, false, b"late");
         self.says(1, &Performative::End(None));
         self.says(1, &begin(100));
-        assert_eq!(self.hub.next(), None);
+        assert_eq!(self.hub.poll_event(), None);
         while !matches!(self.sees(), (1, Performative::Begin(_))) {}
     }
 }
@@ -220,7 +220,7 @@ fn sasl_comes_first_or_not_at_all() {
         .write(body);
     });
     peer.send(&init);
-    let Some(Event::Sasl(read)) = peer.hub.next() else {
+    let Some(Event::Sasl(read)) = peer.hub.poll_event() else {
         panic!("an init")
     };
     assert_eq!(read.response.as_deref(), Some(&b"\0user\0key"[..]));
@@ -228,7 +228,7 @@ fn sasl_comes_first_or_not_at_all() {
     peer.send(&frame::AMQP_HEADER);
     peer.says(0, &open(65_536));
     assert!(matches!(
-        peer.hub.next(),
+        peer.hub.poll_event(),
         Some(Event::Opened {
             idle_timeout_ms: Some(60_000),
             ..
@@ -245,10 +245,10 @@ fn sasl_comes_first_or_not_at_all() {
 fn a_refused_exchange_ends_the_connection() {
     let mut peer = Peer::new();
     peer.send(&frame::SASL_HEADER);
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     peer.hub.sasl_outcome(false);
     peer.send(&frame::AMQP_HEADER);
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     assert!(peer.hub.is_closed());
 }
 
@@ -256,7 +256,7 @@ fn a_refused_exchange_ends_the_connection() {
 fn another_protocol_is_answered_with_ours() {
     let mut peer = Peer::new();
     peer.send(b"GET / HTTP/1.1\r\n");
-    assert!(matches!(peer.hub.next(), Some(Event::Failed(_))));
+    assert!(matches!(peer.hub.poll_event(), Some(Event::Failed(_))));
     peer.header(frame::SASL_HEADER);
     assert!(peer.hub.is_closed());
 }
@@ -268,7 +268,7 @@ fn messages_come_whole_from_many_transfers() {
     peer.transfers(0, 0, false, b"one");
     peer.transfers(0, 1, true, b"tw");
     peer.transfers(0, 1, false, b"o");
-    let payloads: Vec<_> = std::iter::from_fn(|| peer.hub.next())
+    let payloads: Vec<_> = std::iter::from_fn(|| peer.hub.poll_event())
         .map(|event| match event {
             Event::Delivered(link, delivery) if link == id => (delivery.id, delivery.payload.to_vec()),
             other => panic!("{other:?}"),
@@ -294,7 +294,7 @@ fn an_aborted_message_is_forgotten() {
     };
     peer.says(1, &Performative::Transfer(aborted));
     peer.transfers(0, 1, false, b"kept");
-    assert!(matches!(peer.hub.next(), Some(Event::Delivered(_, delivery)) if &delivery.payload[..] == b"kept"));
+    assert!(matches!(peer.hub.poll_event(), Some(Event::Delivered(_, delivery)) if &delivery.payload[..] == b"kept"));
     assert_eq!(peer.hub.assembling_bytes, 0);
 }
 
@@ -304,7 +304,7 @@ fn nothing_is_sent_beyond_credit_window_and_frame_size() {
     let id = peer.attached(0, Role::Receiver, SenderSettles::Unsettled, true);
     assert!(!peer.hub.can_send(id));
     peer.says(1, &credit(0, 0, 2, 3, false));
-    assert_eq!(peer.hub.next(), Some(Event::Flow(id)));
+    assert_eq!(peer.hub.poll_event(), Some(Event::Flow(id)));
     assert!(peer.hub.can_send(id));
     // 1,200 bytes take three frames of 512: the whole window.
     peer.hub.send(id, b"tag", |out| out.extend([7; 1200]));
@@ -326,7 +326,7 @@ fn nothing_is_sent_beyond_credit_window_and_frame_size() {
         flow.next_incoming_id = Some(3);
     }
     peer.says(1, &window);
-    assert_eq!(peer.hub.next(), Some(Event::Flow(id)));
+    assert_eq!(peer.hub.poll_event(), Some(Event::Flow(id)));
     peer.hub.send(id, b"tag", |out| out.extend([8; 1200]));
     assert!(matches!(peer.sees(), (1, Performative::Transfer(_))));
     assert!(matches!(peer.sees(), (1, Performative::Transfer(_))));
@@ -336,7 +336,7 @@ fn nothing_is_sent_beyond_credit_window_and_frame_size() {
         flow.next_incoming_id = Some(5);
     }
     peer.says(1, &more);
-    peer.hub.next();
+    peer.hub.poll_event();
     assert!(matches!(peer.sees(), (1, Performative::Transfer(t)) if !t.more));
     assert_eq!(peer.hub.credit(id), 5);
 }
@@ -346,7 +346,7 @@ fn outcomes_reach_the_link_once_and_only_for_what_is_unsettled() {
     let mut peer = Peer::begun();
     let id = peer.attached(0, Role::Receiver, SenderSettles::Unsettled, true);
     peer.says(1, &credit(0, 0, 10, 100, false));
-    peer.hub.next();
+    peer.hub.poll_event();
     for _ in 0..3 {
         peer.hub.send(id, b"t", |out| out.push(1));
         peer.sees();
@@ -362,7 +362,7 @@ fn outcomes_reach_the_link_once_and_only_for_what_is_unsettled() {
     };
     // A range of four billion costs what there is in it.
     peer.says(1, &settle(1, 0, true));
-    let ids: Vec<_> = std::iter::from_fn(|| peer.hub.next())
+    let ids: Vec<_> = std::iter::from_fn(|| peer.hub.poll_event())
         .map(|event| match event {
             Event::Settled(link, settled) if link == id && settled.is_final => settled.id,
             other => panic!("{other:?}"),
@@ -371,13 +371,13 @@ fn outcomes_reach_the_link_once_and_only_for_what_is_unsettled() {
     assert_eq!(ids, [1, 2, 0]);
     // Settled twice: passed over.
     peer.says(1, &settle(0, 2, true));
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     peer.sees_nothing();
     // The peer waits for the hub's word, which comes once.
     let delivery = peer.hub.send(id, b"t", |out| out.push(1));
     peer.sees();
     peer.says(1, &settle(delivery, delivery, false));
-    assert!(matches!(peer.hub.next(), Some(Event::Settled(_, settled)) if !settled.is_final));
+    assert!(matches!(peer.hub.poll_event(), Some(Event::Settled(_, settled)) if !settled.is_final));
     peer.hub.settle(id, delivery, DeliveryState::Accepted);
     let (_, Performative::Disposition(answer)) = peer.sees() else {
         panic!("the hub's word")
@@ -392,7 +392,7 @@ fn outcomes_that_nobody_waits_for_cost_nothing() {
     let mut peer = Peer::begun();
     let id = peer.attached(0, Role::Receiver, SenderSettles::Unsettled, false);
     peer.says(1, &credit(0, 0, 10, 100, false));
-    peer.hub.next();
+    peer.hub.poll_event();
     peer.hub.send(id, b"t", |out| out.push(1));
     peer.sees();
     assert!(peer.hub.sessions[&1].unsettled.is_empty());
@@ -406,7 +406,7 @@ fn outcomes_that_nobody_waits_for_cost_nothing() {
             state: Some(DeliveryState::Accepted),
         }),
     );
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     assert!(matches!(peer.sees(), (1, Performative::Disposition(answer)) if answer.settled));
 }
 
@@ -415,7 +415,7 @@ fn a_draining_peer_gets_its_credit_back() {
     let mut peer = Peer::begun();
     let id = peer.attached(0, Role::Receiver, SenderSettles::Settled, false);
     peer.says(1, &credit(0, 0, 10, 100, true));
-    assert_eq!(peer.hub.next(), Some(Event::Flow(id)));
+    assert_eq!(peer.hub.poll_event(), Some(Event::Flow(id)));
     assert!(peer.hub.is_draining(id));
     peer.hub.send(id, b"t", |out| out.push(1));
     peer.sees();
@@ -433,7 +433,7 @@ fn a_draining_peer_gets_its_credit_back() {
 fn a_link_is_refused_without_its_end_and_then_detached() {
     let mut peer = Peer::begun();
     peer.says(1, &attach(0, Role::Receiver, SenderSettles::Mixed));
-    let Some(Event::Attached(id, _)) = peer.hub.next() else {
+    let Some(Event::Attached(id, _)) = peer.hub.poll_event() else {
         panic!("an attach")
     };
     peer.hub.refuse(id, Error::new(Condition::NOT_FOUND, "no such thing"));
@@ -454,7 +454,7 @@ fn a_link_is_refused_without_its_end_and_then_detached() {
             error: None,
         }),
     );
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     assert_eq!(peer.hub.links(), 0);
     peer.sees_nothing();
 }
@@ -495,7 +495,7 @@ fn what_breaks_the_connection_is_named() {
                 for _ in 0..4 {
                     peer.transfers(handle, handle, true, &[0; 900]);
                     if peer.hub.assembling_bytes + 900 <= 6000 {
-                        assert_eq!(peer.hub.next(), None);
+                        assert_eq!(peer.hub.poll_event(), None);
                     }
                 }
             }
@@ -509,7 +509,7 @@ fn a_frame_before_the_open_is_named() {
     let mut peer = Peer::new();
     peer.send(&frame::AMQP_HEADER);
     peer.says(0, &begin(1));
-    assert!(matches!(peer.hub.next(), Some(Event::Failed(error)) if error.condition == Condition::ILLEGAL_STATE));
+    assert!(matches!(peer.hub.poll_event(), Some(Event::Failed(error)) if error.condition == Condition::ILLEGAL_STATE));
     peer.header(frame::AMQP_HEADER);
     // AMQP 1.0 s2.4.1: a close follows an open.
     assert!(matches!(peer.sees(), (0, Performative::Open(_))));
@@ -526,7 +526,7 @@ fn a_frame_size_below_the_least_is_refused() {
 
 impl Peer {
     fn fails_with_after_header(&mut self, condition: &Condition) {
-        let event = self.hub.next();
+        let event = self.hub.poll_event();
         assert!(matches!(&event, Some(Event::Failed(error)) if error.condition == *condition));
         self.header(frame::AMQP_HEADER);
         assert!(matches!(self.sees(), (0, Performative::Open(_))));
@@ -591,14 +591,14 @@ fn what_breaks_the_session_is_named() {
                     error: None,
                 }),
             );
-            assert!(matches!(peer.hub.next(), Some(Event::Detached(_))));
+            assert!(matches!(peer.hub.poll_event(), Some(Event::Detached(_))));
             peer.says(2, &begin(10));
-            assert_eq!(peer.hub.next(), None);
+            assert_eq!(peer.hub.poll_event(), None);
             peer.says(2, &attach(0, Role::Sender, SenderSettles::Mixed));
-            assert!(matches!(peer.hub.next(), Some(Event::Attached(..))));
+            assert!(matches!(peer.hub.poll_event(), Some(Event::Attached(..))));
             peer.says(1, &attach(3, Role::Sender, SenderSettles::Mixed));
             assert_eq!(
-                peer.hub.next().map(|event| matches!(event, Event::Detached(_))),
+                peer.hub.poll_event().map(|event| matches!(event, Event::Detached(_))),
                 Some(true)
             );
             peer.says(2, &Performative::End(None));
@@ -615,9 +615,9 @@ fn what_breaks_the_link_is_named() {
         peer.transfers(0, delivery, false, b"x");
     }
     for _ in 0..3 {
-        assert!(matches!(peer.hub.next(), Some(Event::Delivered(..))));
+        assert!(matches!(peer.hub.poll_event(), Some(Event::Delivered(..))));
     }
-    assert_eq!(peer.hub.next(), Some(Event::Detached(id)));
+    assert_eq!(peer.hub.poll_event(), Some(Event::Detached(id)));
     let condition_of = |peer: &mut Peer| loop {
         if let (_, Performative::Detach(detach)) = peer.sees() {
             return detach.error.unwrap().condition;
@@ -626,12 +626,12 @@ fn what_breaks_the_link_is_named() {
     assert_eq!(condition_of(&mut peer), Condition::TRANSFER_LIMIT_EXCEEDED);
     // Sent before the peer saw it: passed over.
     peer.transfers(0, 5, false, b"x");
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     let id = peer.attached(1, Role::Sender, SenderSettles::Mixed, false);
     for _ in 0..5 {
         peer.transfers(1, 6, true, &[0; 900]);
     }
-    assert_eq!(peer.hub.next(), Some(Event::Detached(id)));
+    assert_eq!(peer.hub.poll_event(), Some(Event::Detached(id)));
     assert_eq!(condition_of(&mut peer), Condition::MESSAGE_SIZE_EXCEEDED);
     assert_eq!(peer.hub.assembling_bytes, 0);
 }
@@ -643,7 +643,7 @@ fn a_window_is_renewed_before_it_is_used_up_and_must_be_kept() {
     for _ in 0..20 {
         // One message of many small transfers.
         peer.transfers(0, 0, true, b"x");
-        assert_eq!(peer.hub.next(), None);
+        assert_eq!(peer.hub.poll_event(), None);
     }
     let renewed = std::iter::from_fn(|| {
         peer.seen.extend(peer.hub.output().drain(..));
@@ -667,7 +667,7 @@ fn what_comes_on_an_ended_channel_is_passed_over() {
         error: None,
     };
     peer.says(1, &Performative::Detach(detach));
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), None);
     assert!(matches!(peer.sees(), (1, Performative::End(None))));
     peer.sees_nothing();
     assert!(peer.hub.is_open());
@@ -678,8 +678,8 @@ fn a_close_is_answered_and_nothing_follows() {
     let mut peer = Peer::begun();
     peer.says(0, &Performative::Close(None));
     peer.says(0, &open(512));
-    assert_eq!(peer.hub.next(), Some(Event::Closed(None)));
-    assert_eq!(peer.hub.next(), None);
+    assert_eq!(peer.hub.poll_event(), Some(Event::Closed(None)));
+    assert_eq!(peer.hub.poll_event(), None);
     assert!(matches!(peer.sees(), (0, Performative::Close(None))));
     peer.sees_nothing();
 }
