@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::hub::entropy::Entropy;
 use crate::hub::outbox::QueueSettings;
-use crate::hub::{DeviceIdentity, IdentityName, Outboxes, Registry};
+use crate::hub::throttle::{self, Class, DeviceRates, Rate};
+use crate::hub::{DeviceIdentity, IdentityName, Outboxes, Registry, Throttles, Twins};
 use crate::model::time::Clock;
-use crate::model::{DeviceId, Message, UtcMillis};
+use crate::model::{DeviceId, Generation, Message, UtcMillis};
 use crate::shard::lines::Lines;
 use crate::state::MemoryState;
 
@@ -39,9 +40,11 @@ impl Clock for HeldClock {
 pub struct Hub {
     pub state: Arc<MemoryState>,
     pub outboxes: Outboxes,
+    pub twins: Twins,
     pub lines: Lines,
     pub clock: Arc<HeldClock>,
     pub name: IdentityName,
+    pub generation: Generation,
 }
 
 impl Hub {
@@ -50,20 +53,25 @@ impl Hub {
         let registry = Registry::open(state.clone(), Arc::new(Counting::default()), PARTITIONS).unwrap();
         let clock = Arc::new(HeldClock(AtomicI64::new(1_700_000_000_000)));
         let device = DeviceId::new("d").unwrap();
-        registry
+        let created = registry
             .create_device_blocking(DeviceIdentity::new(device.clone()), clock.now())
             .unwrap();
         let entropy = Arc::new(Counting::default());
         let outboxes = Outboxes::new(state.clone(), entropy, QueueSettings::default(), PARTITIONS);
+        let twins = Twins::new(state.clone(), registry);
         let lines = Lines::default();
+        let told = lines.clone();
+        twins.observe(Box::new(move |changed| told.desired_changed(changed)));
         let ring = lines.clone();
         outboxes.observe(Box::new(move |name| ring.message_waits(name)));
         Self {
             state,
             outboxes,
+            twins,
             lines,
             clock,
             name: IdentityName::device(device),
+            generation: created.identity.generation_id,
         }
     }
 
@@ -75,6 +83,22 @@ impl Hub {
             });
             enqueued.unwrap();
         }
+    }
+
+    /// The classes' rates are these; nobody waits.
+    pub fn throttles(&self, rate: impl Fn(Class) -> Rate) -> Arc<Throttles> {
+        let config = throttle::Config {
+            hub: Class::ALL.map(rate),
+            device: DeviceRates {
+                messages: Rate::NONE,
+                bytes: Rate::NONE,
+            },
+            wait_max: Duration::ZERO,
+            waiters_max: 1,
+            daily_messages_max: 0,
+        };
+        let throttles = Throttles::open(config, self.state.clone(), Instant::now(), Arc::new(()));
+        Arc::new(throttles.unwrap())
     }
 
     /// Both clocks go on, and whoever waits for them.

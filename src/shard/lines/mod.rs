@@ -29,7 +29,7 @@ use crate::hub::IdentityName;
 
 pub use calls::{Call, Calls};
 pub use changes::{Changes, News};
-pub use waiting::Waiting;
+pub use waiting::{Replaced, Waiting};
 
 const PARTS: usize = 64;
 /// Calls that wait for their devices to connect, of the whole hub.

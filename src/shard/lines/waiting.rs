@@ -14,8 +14,9 @@ pub(super) struct Bell {
     is_replaced: AtomicBool,
 }
 
-/// Another session takes the messages in this one's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Another session listens in this one's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another session of the same identity took this one's place")]
 pub struct Replaced;
 
 /// Rings when a message may wait for the identity.
