@@ -9,7 +9,8 @@
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
 //! |  http/  events, commands                            |  |         query         |
-//! |  for every door:  home  commands  twin  methods     |  |                       |
+//! |  every door's:  home  telemetry  commands           |  |                       |
+//! |                 twin  methods                       |  |                       |
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |

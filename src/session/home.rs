@@ -64,7 +64,7 @@ pub async fn open(
     ask(router.inbox(partition), open, answer).await
 }
 
-async fn ask(
+pub(super) async fn ask(
     inbox: &Arc<Inbox>,
     open: OpenSession,
     answer: oneshot::Receiver<Result<Opened, OpenError>>,
@@ -133,71 +133,16 @@ impl Drop for Closing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{DeviceId, Generation};
+    use crate::session::tests::{Asking, OPENED, SESSION, asking, opened, popped_open};
     use crate::shard::inbox::Full;
-
-    const SESSION: SessionId = SessionId(7);
 
     fn inbox() -> Arc<Inbox> {
         Inbox::new(1 << 20)
     }
 
-    /// What the shard is asked, and where it answers.
-    struct Asking {
-        open: OpenSession,
-        answer: oneshot::Receiver<Result<Opened, OpenError>>,
-    }
-
-    fn asking() -> Asking {
-        let (reply, answer) = oneshot::channel();
-        let identity = Authenticated {
-            identity: crate::hub::IdentityName::device(DeviceId::new("d").unwrap()),
-            generation: Generation(3),
-            method: crate::hub::auth::AuthMethod::DeviceSas,
-            permissions: crate::hub::Permissions::DEVICE_CONNECT,
-            expires: None,
-        };
-        let open = OpenSession {
-            session: SESSION,
-            key: DeviceKey {
-                device: identity.identity.device.clone(),
-                generation: identity.generation,
-            },
-            partition: PartitionId(0),
-            origin: origin(&identity),
-            epoch: Epoch(0),
-            is_early: false,
-            link: Arc::default(),
-            reply,
-        };
-        Asking { open, answer }
-    }
-
-    fn popped_open(inbox: &Inbox) -> OpenSession {
-        match inbox.pop() {
-            Some(Command::Open(open)) => open,
-            other => panic!("not an open: {other:?}"),
-        }
-    }
-
     fn is_closed(inbox: &Inbox) -> bool {
         matches!(inbox.pop(), Some(Command::Close(SESSION)))
     }
-
-    /// Opens a session and lets the shard answer so.
-    async fn opened(inbox: &Arc<Inbox>, answer: Result<Opened, OpenError>) -> Result<HomeSession, OpenError> {
-        let Asking { open, answer: receiver } = asking();
-        let shard = async {
-            popped_open(inbox).reply.send(answer).unwrap();
-        };
-        let (home, ()) = tokio::join!(ask(inbox, open, receiver), shard);
-        home
-    }
-
-    const OPENED: Opened = Opened {
-        epoch: Epoch(4),
-        last_sequence: 9,
-    };
 
     #[tokio::test]
     async fn a_session_is_closed_when_its_door_goes() {

@@ -2,13 +2,15 @@
 //!
 //! What a door does for a device whatever it speaks stands once, without a socket or a frame: [`home`] opens a session
 //! on its home shard, [`commands`] locks messages and takes settlements, [`twin`] tells of desired properties and takes
-//! reported ones, [`methods`] holds the calls under way. A door drives them and says things in its own protocol.
+//! reported ones, [`methods`] holds the calls under way, [`telemetry`] hands batches over. A door drives them and says
+//! things in its own protocol.
 
 pub mod commands;
 pub mod home;
 pub mod http;
 pub mod methods;
 pub mod quic;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod twin;

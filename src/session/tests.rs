@@ -1,15 +1,23 @@
-//! A hub without doors and its one device, for tests of what doors share.
+//! A hub without doors and its one device, and a shard that answers as told, for tests of what doors share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use crate::hub::entropy::Entropy;
 use crate::hub::outbox::QueueSettings;
 use crate::hub::throttle::{self, Class, DeviceRates, Rate};
-use crate::hub::{DeviceIdentity, IdentityName, Outboxes, Registry, Throttles, Twins};
+use crate::hub::{
+    AuthMethod, Authenticated, DeviceIdentity, DeviceKey, IdentityName, Outboxes, Permissions, Registry, Throttles,
+    Twins,
+};
 use crate::model::time::Clock;
-use crate::model::{DeviceId, Generation, Message, UtcMillis};
+use crate::model::{DeviceId, Epoch, Generation, Message, PartitionId, UtcMillis};
+use crate::session::home::{self, HomeSession};
+use crate::shard::command::{Command, OpenError, OpenSession, Opened, SessionId};
+use crate::shard::inbox::Inbox;
 use crate::shard::lines::Lines;
 use crate::state::MemoryState;
 
@@ -107,3 +115,58 @@ impl Hub {
         tokio::time::sleep(time).await;
     }
 }
+
+pub const SESSION: SessionId = SessionId(7);
+
+/// What the shard is asked, and where it answers.
+pub struct Asking {
+    pub open: OpenSession,
+    pub answer: oneshot::Receiver<Result<Opened, OpenError>>,
+}
+
+pub fn asking() -> Asking {
+    let (reply, answer) = oneshot::channel();
+    let identity = Authenticated {
+        identity: IdentityName::device(DeviceId::new("d").unwrap()),
+        generation: Generation(3),
+        method: AuthMethod::DeviceSas,
+        permissions: Permissions::DEVICE_CONNECT,
+        expires: None,
+    };
+    let open = OpenSession {
+        session: SESSION,
+        key: DeviceKey {
+            device: identity.identity.device.clone(),
+            generation: identity.generation,
+        },
+        partition: PartitionId(0),
+        origin: home::origin(&identity),
+        epoch: Epoch(0),
+        is_early: false,
+        link: Arc::default(),
+        reply,
+    };
+    Asking { open, answer }
+}
+
+pub fn popped_open(inbox: &Inbox) -> OpenSession {
+    match inbox.pop() {
+        Some(Command::Open(open)) => open,
+        other => panic!("not an open: {other:?}"),
+    }
+}
+
+/// Opens a session and lets the shard answer so.
+pub async fn opened(inbox: &Arc<Inbox>, answer: Result<Opened, OpenError>) -> Result<HomeSession, OpenError> {
+    let Asking { open, answer: receiver } = asking();
+    let shard = async {
+        popped_open(inbox).reply.send(answer).unwrap();
+    };
+    let (home, ()) = tokio::join!(home::ask(inbox, open, receiver), shard);
+    home
+}
+
+pub const OPENED: Opened = Opened {
+    epoch: Epoch(4),
+    last_sequence: 9,
+};

@@ -95,7 +95,8 @@ impl Inbox {
         permit.forget();
     }
 
-    pub(super) fn release(&self, bytes: u32) {
+    /// The shard's alone, once a batch stands in the log.
+    pub(crate) fn release(&self, bytes: u32) {
         self.budget.add_permits(bytes as usize);
     }
 

@@ -39,7 +39,8 @@ impl SessionLink {
         self.changed.notified().await;
     }
 
-    pub(super) fn acknowledge(&self, sequence: u64) {
+    /// The shard's alone.
+    pub(crate) fn acknowledge(&self, sequence: u64) {
         self.acknowledged.fetch_max(sequence, Ordering::AcqRel);
         self.changed.notify_one();
     }

@@ -370,6 +370,7 @@ async fn methods_are_called_answered_and_fail_by_name() {
     for _ in 0..4 {
         stream.hear::<Invoke>().await;
     }
+    let mut took_a_place = 0;
     let refused = within(async {
         loop {
             let reply = lamp
@@ -379,18 +380,24 @@ async fn methods_are_called_answered_and_fail_by_name() {
             if reply.status != 504 {
                 return reply;
             }
+            took_a_place += 1;
         }
     })
     .await;
-    assert_eq!(
-        (refused.status, refused.error()),
-        (403, "DeviceMaximumInflightMethodExceeded")
-    );
+    let too_many = (403, "DeviceMaximumInflightMethodExceeded");
+    assert_eq!((refused.status, refused.error()), too_many);
     session.connection.close(0u32.into(), b"");
+    let mut found_none = 0;
     for call in many {
         let cut = call.await.unwrap();
-        assert_eq!((cut.status, cut.error()), (404, "DeviceNotOnline"));
+        if (cut.status, cut.error()) == too_many {
+            found_none += 1;
+        } else {
+            assert_eq!((cut.status, cut.error()), (404, "DeviceNotOnline"));
+        }
     }
+    // One of ours may have been faster than the last of the ten.
+    assert!(found_none <= took_a_place, "{found_none} of the ten were refused");
 
     // The same over the native protocol.
     let session = lamp.session().await;

@@ -4,7 +4,6 @@
 //! the device down) while the shard's budget is used up, while the session has more unacknowledged bytes than it may, or
 //! while a batch waits for its turn under the throttles.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,12 +15,13 @@ use super::door::{Closing, Door};
 use super::intake::{Intake, Said};
 use super::observer::Peer;
 use super::streams::{Acceptor, Target};
-use crate::hub::throttle::{Class, Gate, Pace};
+use crate::hub::throttle::Class;
 use crate::model::{DeviceId, Epoch, UtcMillis};
 use crate::session::home::{self, HomeSession};
-use crate::shard::command::{Append, OpenError};
+use crate::session::telemetry::Telemetry;
+use crate::shard::command::OpenError;
 use crate::shard::timing::pass;
-use crate::wire::batch::{Batch, BatchLimits};
+use crate::wire::batch::BatchLimits;
 use crate::wire::close::CloseCode;
 use crate::wire::control::{Ack, Control, Goodbye, Hello, Renewed, Welcome};
 use crate::wire::frame::{Decoder, VERSION};
@@ -96,11 +96,12 @@ pub(super) async fn run(
         module_id: hello.module_id,
         home: &home,
         intake: Intake::new(decoder, door.config.batch_bytes_max, limits),
-        pace: door.throttles.pace(),
-        paced: None,
-        blocked: None,
-        inflight: VecDeque::new(),
-        inflight_bytes: 0,
+        telemetry: Telemetry::new(
+            &home,
+            &door.throttles,
+            door.clock.clone(),
+            door.config.inflight_bytes_max,
+        ),
         outgoing: welcome.to_frame(),
         written: 0,
         write_started: Instant::now(),
@@ -163,15 +164,7 @@ struct DeviceSession<'a> {
     module_id: String,
     home: &'a HomeSession,
     intake: Intake,
-    /// Under which throttles the session stands.
-    pace: Option<Pace>,
-    /// The next batch, if it waits for them.
-    paced: Option<Paced>,
-    /// The next batch, its price, and since when it waits for the budget.
-    blocked: Option<(Batch, u32, Instant)>,
-    /// Last sequence and price of what is handed over and not acknowledged.
-    inflight: VecDeque<(u64, u32)>,
-    inflight_bytes: u64,
+    telemetry: Telemetry,
     outgoing: Vec<u8>,
     written: usize,
     write_started: Instant,
@@ -181,15 +174,6 @@ struct DeviceSession<'a> {
     /// `expires` on the clock that timers follow.
     expiry: Option<Instant>,
     is_reading: bool,
-}
-
-/// A batch that waits for its turn.
-struct Paced {
-    batch: Batch,
-    received: Instant,
-    gate: Gate,
-    /// When to try the gate.
-    until: Instant,
 }
 
 impl DeviceSession<'_> {
@@ -207,10 +191,7 @@ impl DeviceSession<'_> {
             if !self.is_reading && self.is_idle() {
                 return Ok(());
             }
-            let may_read = self.is_reading
-                && self.blocked.is_none()
-                && self.paced.is_none()
-                && self.inflight_bytes < u64::from(self.door.config.inflight_bytes_max);
+            let may_read = self.is_reading && self.telemetry.has_room();
             let deadline = self.deadline().map_or_else(far_future, Into::into);
             if timer.deadline() != deadline {
                 timer.as_mut().reset(deadline);
@@ -218,7 +199,7 @@ impl DeviceSession<'_> {
             tokio::select! {
                 biased;
                 () = self.home.link.changed() => {
-                    self.take_acknowledged();
+                    self.telemetry.take_acknowledged();
                     if let Some(end) = self.home.link.end() {
                         let closing = Closing::new(end.code, end.reason.clone());
                         return if end.code == CloseCode::Draining { self.farewell(closing).await } else { Err(closing) };
@@ -231,11 +212,7 @@ impl DeviceSession<'_> {
                         self.written = 0;
                     }
                 }
-                () = self.home.inbox.reserve(self.blocked.as_ref().map_or(0, |(_, price, _)| *price)), if self.blocked.is_some() => {
-                    let (batch, price, since) = self.blocked.take().expect("the branch's condition");
-                    self.home.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
-                    self.submit(batch, price, since);
-                }
+                () = self.telemetry.unblocked(), if self.telemetry.is_blocked() => {}
                 read = self.recv.read_chunks(&mut chunks), if may_read => match read {
                     Ok(Some(count)) => {
                         for chunk in &mut chunks[..count] {
@@ -282,72 +259,12 @@ impl DeviceSession<'_> {
         }
     }
 
-    /// Hands batches to the shard until its budget is used up.
     fn hand_over(&mut self) {
-        if self.blocked.is_some() || (self.paced.is_none() && !self.intake.has_batches()) {
-            return;
-        }
-        let now = Instant::now();
-        while let Some((batch, received)) = self.next_batch(now) {
-            let price = self.home.inbox.price(batch.payload.len());
-            if self.home.inbox.try_reserve(price) {
-                self.submit(batch, price, received);
-            } else {
-                self.blocked = Some((batch, price, received));
-                return;
-            }
-        }
-    }
-
-    /// The next batch that may go on, and since when it is here.
-    fn next_batch(&mut self, now: Instant) -> Option<(Batch, Instant)> {
-        let Some(pace) = &mut self.pace else {
-            return self.intake.poll_batch().map(|batch| (batch, now));
-        };
-        let mut paced = match self.paced.take() {
-            Some(paced) => paced,
-            None => Paced {
-                batch: self.intake.poll_batch()?,
-                received: now,
-                gate: Gate::default(),
-                until: now,
-            },
-        };
-        if paced.until <= now {
-            let (messages, bytes) = (u64::from(paced.batch.count), paced.batch.payload.len() as u64);
-            let (gate, until) = pace.pass(paced.gate, messages, bytes, now, self.door.clock.now());
-            let Some(until) = until else {
-                return Some((paced.batch, paced.received));
-            };
-            (paced.gate, paced.until) = (gate, until);
-        }
-        self.paced = Some(paced);
-        None
+        self.telemetry.hand_over(|| self.intake.poll_batch());
     }
 
     fn is_idle(&self) -> bool {
-        self.inflight.is_empty() && self.blocked.is_none() && self.paced.is_none() && self.outgoing.is_empty()
-    }
-
-    fn submit(&mut self, batch: Batch, price: u32, received: Instant) {
-        self.inflight.push_back((batch.last_sequence(), price));
-        self.inflight_bytes += u64::from(price);
-        let submitted = Instant::now();
-        self.home.inbox.push_append(Append {
-            session: self.home.session,
-            batch,
-            budget_bytes: price,
-            received,
-            submitted,
-        });
-    }
-
-    fn take_acknowledged(&mut self) {
-        let acknowledged = self.home.link.acknowledged();
-        while self.inflight.front().is_some_and(|(last, _)| *last <= acknowledged) {
-            let (_, price) = self.inflight.pop_front().expect("looked at above");
-            self.inflight_bytes -= u64::from(price);
-        }
+        self.telemetry.is_idle() && self.outgoing.is_empty()
     }
 
     /// One Ack at a time is on its way; the next covers all that came meanwhile.
@@ -369,7 +286,7 @@ impl DeviceSession<'_> {
     fn deadline(&self) -> Option<Instant> {
         let expiry = self.expiry;
         let write = (!self.outgoing.is_empty()).then(|| self.write_started + WRITE_TIMEOUT);
-        let paced = self.paced.as_ref().map(|paced| paced.until);
+        let paced = self.telemetry.deadline();
         [expiry, write, paced].into_iter().flatten().min()
     }
 
@@ -391,9 +308,9 @@ impl DeviceSession<'_> {
     async fn farewell(mut self, closing: Closing) -> Result<(), Closing> {
         let until = tokio::time::Instant::now() + FAREWELL_TIMEOUT;
         let polite = async {
-            while !self.inflight.is_empty() {
+            while !self.telemetry.is_acknowledged() {
                 self.home.link.changed().await;
-                self.take_acknowledged();
+                self.telemetry.take_acknowledged();
             }
             let mut last = std::mem::take(&mut self.outgoing).split_off(self.written);
             last.extend(

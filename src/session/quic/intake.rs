@@ -131,10 +131,6 @@ impl Intake {
         self.batches.pop_front()
     }
 
-    pub fn has_batches(&self) -> bool {
-        !self.batches.is_empty() || self.joining.is_some()
-    }
-
     fn take(&mut self, batch: Batch) {
         let following = batch.last_sequence() + 1;
         if batch.skip || batch.payload.len() > JOIN_BYTES_MAX {
