@@ -25,6 +25,7 @@ mod connection;
 pub mod credentials;
 pub mod error;
 pub mod link;
+pub mod message;
 pub mod node;
 pub mod observer;
 pub mod serve;

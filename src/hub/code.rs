@@ -14,6 +14,7 @@ impl ErrorCode {
     pub const FORMAT_ERROR: Self = Self::new(400_006, "IotHubFormatError");
     pub const DEFINED_MULTIPLE_TIMES: Self = Self::new(400_011, "DeviceDefinedMultipleTimes");
     pub const BULK_REGISTRY_FAILURE: Self = Self::new(400_013, "BulkRegistryOperationFailure");
+    pub const INVALID_OPERATION: Self = Self::new(400_003, "InvalidOperation");
     pub const NO_UPLOAD_STORAGE: Self = Self::new(400_014, "DefaultStorageEndpointNotConfigured");
     pub const REQUEST_TIMED_OUT: Self = Self::new(400_024, "RequestTimedOut");
     pub const INVALID_POLICY_KEY: Self = Self::new(400_035, "InvalidPolicyKey");

@@ -1,3 +1,5 @@
 //! Doors for services. Each protocol has its own room.
 
+pub mod amqp;
+pub mod eventhubs;
 pub mod rest;

@@ -166,6 +166,10 @@ impl<'a> MessageRef<'a> {
             .map(|property| (&*property.name, &*property.value))
     }
 
+    pub fn property_count(&self) -> usize {
+        self.0.properties.len()
+    }
+
     pub fn to_message(&self) -> Message {
         Message {
             system: self.system().map(|(key, value)| (key, value.to_owned())).collect(),
