@@ -50,6 +50,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "shard::syncer",
             "http::observer",
             "http::route",
+            "http::websocket",
             "hub::throttle",
             "session::quic::observer",
             "log::SyncError",

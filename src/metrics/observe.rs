@@ -8,6 +8,7 @@ use super::http::Readiness;
 use super::registry::Metrics;
 use crate::http::observer as http;
 use crate::http::route::Route;
+use crate::http::websocket::{Protocol, UpgradeRefused};
 use crate::hub::throttle;
 use crate::log::SyncError;
 use crate::model::PartitionId;
@@ -107,6 +108,14 @@ pub struct HttpFacts(pub Arc<Metrics>);
 impl http::Observer for HttpFacts {
     fn answered(&self, route: Route, status: u16) {
         self.0.http_answered(route, status);
+    }
+
+    fn upgraded(&self, protocol: Protocol) {
+        self.0.upgraded(protocol);
+    }
+
+    fn upgrade_refused(&self, reason: UpgradeRefused) {
+        self.0.upgrade_refused(reason);
     }
 
     fn auth_refused(&self, label: &'static str) {

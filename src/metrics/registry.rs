@@ -12,6 +12,7 @@ use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
 use crate::http::route::Route;
+use crate::http::websocket::{Protocol, UpgradeRefused};
 use crate::hub::throttle::Limit;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
@@ -67,6 +68,8 @@ pub struct Metrics {
     events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
     http_requests: Box<[AtomicU64]>,
+    upgrades: [AtomicU64; Protocol::ALL.len()],
+    upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
 }
 
 impl Metrics {
@@ -88,6 +91,8 @@ impl Metrics {
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
                 .collect(),
+            upgrades: Default::default(),
+            upgrades_refused: Default::default(),
         }
     }
 
@@ -155,6 +160,16 @@ impl Metrics {
         // The last one stands for all that no route gives.
         let column = known.unwrap_or(HTTP_STATUSES.len() - 1);
         self.http_requests[route as usize * HTTP_STATUSES.len() + column].fetch_add(1, Relaxed);
+    }
+
+    /// A WebSocket was opened.
+    pub fn upgraded(&self, protocol: Protocol) {
+        self.upgrades[protocol as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A request on the path of WebSockets opened none.
+    pub fn upgrade_refused(&self, reason: UpgradeRefused) {
+        self.upgrades_refused[reason as usize].fetch_add(1, Relaxed);
     }
 
     pub fn synced(&self, duration: Duration) {
@@ -289,6 +304,20 @@ impl Metrics {
                 .map(|(reason, count)| (vec![reason.to_owned()], count as f64)),
         );
         out.each(&series::HTTP_REQUESTS, self.http_requests());
+        out.each(
+            &series::UPGRADES,
+            Protocol::ALL.iter().map(|&protocol| {
+                let count = self.upgrades[protocol as usize].load(Relaxed);
+                (vec![protocol.label().to_owned()], count as f64)
+            }),
+        );
+        out.each(
+            &series::UPGRADES_REFUSED,
+            UpgradeRefused::ALL.iter().map(|&reason| {
+                let count = self.upgrades_refused[reason as usize].load(Relaxed);
+                (vec![reason.label().to_owned()], count as f64)
+            }),
+        );
         out.each(
             &series::THROTTLED,
             Limit::ALL.iter().flat_map(|limit| {
@@ -491,6 +520,8 @@ mod tests {
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::None, 418);
+        metrics.upgraded(Protocol::Mqtt);
+        metrics.upgrade_refused(UpgradeRefused::Protocol);
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(1500));
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(500));
         metrics.throttle_refused(Limit::DailyMessages);
@@ -592,6 +623,9 @@ mod tests {
         metrics.partition(PartitionId(0)).set_disk_full(true);
         metrics.partition(PartitionId(0)).set_disk_full(false);
         let text = metrics.render();
+        check(&text, "forebay_websockets_opened_total{protocol=\"mqtt\"} 1");
+        check(&text, "forebay_websockets_opened_total{protocol=\"amqp\"} 0");
+        check(&text, "forebay_websockets_refused_total{reason=\"protocol\"} 1");
         check(&text, "forebay_log_bytes{partition=\"0\"} 4096");
         check(&text, "forebay_log_segments{partition=\"0\"} 2");
         check(&text, "forebay_log_refusing_partitions{cause=\"poisoned\"} 1");

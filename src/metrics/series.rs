@@ -50,6 +50,8 @@ series! {
     HANDSHAKES = Counter "forebay_handshakes_total" ["outcome"] "Handshakes, by outcome.";
     AUTH_REFUSED = Counter "forebay_credentials_refused_total" ["reason"] "Refused credentials, by reason.";
     HTTP_REQUESTS = Counter "forebay_http_requests_total" ["route", "status"] "Requests answered over HTTPS.";
+    UPGRADES = Counter "forebay_websockets_opened_total" ["protocol"] "WebSockets opened on the HTTPS port, by what goes through them.";
+    UPGRADES_REFUSED = Counter "forebay_websockets_refused_total" ["reason"] "Requests on the paths of WebSockets that opened none, by reason.";
     THROTTLED = Counter "forebay_throttled_total" ["limit", "outcome"] "Requests and batches above a rate: delayed, or refused with the advice to come back later.";
     THROTTLE_WAIT = Counter "forebay_throttle_wait_seconds_total" ["limit"] "Time that requests and batches were made to wait for their turn.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";

@@ -59,6 +59,8 @@ use tls::DoorTls;
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 /// Requests are short: what has not ended by then is not going to.
 const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// A client that takes nothing for this long is gone, or might as well be: every SDK reads its socket all the time.
+const HTTPS_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// The policy with all rights.
 pub const OWNER_POLICY: &str = "iothubowner";
 
@@ -107,7 +109,7 @@ pub struct Server {
     actors: Actors,
     arbiters: Vec<Arbiter>,
     router: Arc<Router<DiskStorage>>,
-    https: actix_web::dev::ServerHandle,
+    https: http::serve::Handle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
     throttles: Arc<Throttles>,
@@ -176,6 +178,7 @@ impl Settings {
                 head_timeout: config.https.head_timeout,
                 body_timeout: config.https.body_timeout,
                 keep_alive: config.https.keep_alive,
+                stall_timeout: HTTPS_STALL_TIMEOUT,
                 body_bytes_max: u32_of(config.https.body_bytes_max) as usize,
                 busy_timeout: config.https.busy_timeout,
                 message_bytes_max: u32_of(config.limits.message_bytes_max) as usize,
@@ -382,8 +385,7 @@ impl Server {
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
             .with(Arc::new(rest));
-        let https = http::serve::serve(listener, site, tls.https)?;
-        let https_handle = https.handle();
+        let (https, https_handle) = http::serve::serve(listener, site, tls.https)?;
         actix_rt::spawn(https);
 
         let listener =
