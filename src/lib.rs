@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   devices and services: QUIC (forebay/1)     HTTPS: devices    services
-//!              |  bytes                              |             |     both over http/  call, answer, route, serve
+//!              |  bytes                              |             |     both over http/  call, answer, route, serve, websocket/
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
