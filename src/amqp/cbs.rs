@@ -5,7 +5,6 @@ use std::rc::Rc;
 use super::connection::Visited;
 use super::node::Response;
 use crate::hub::ErrorCode;
-use crate::proto::amqp::Condition;
 use crate::proto::amqp::message::{Body, Message};
 use crate::proto::amqp::value::Value;
 
@@ -56,11 +55,8 @@ pub(super) fn answer(visited: &Rc<Visited>, request: &Message<'_>) -> Response {
                 500..=599 => 500,
                 _ => 401,
             };
-            let mut response = Response::new(status, format!("{}: {reason}", code.name));
-            if status == 401 {
-                response.condition = Some(Condition::UNAUTHORIZED);
-            }
-            response
+            // No `error-condition`: azure-eventhub reads the status only without one.
+            Response::new(status, format!("{}: {reason}", code.name))
         }
     }
 }
