@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   devices and services: QUIC (forebay/1)     HTTPS, AMQP: devices    services
-//!              |  bytes                              |             |     over http/  call, answer, route, serve
+//!              |  bytes                              |             |     over http/  call, answer, route, serve, websocket/
 //!              |                                     |             |     and amqp/  connection, link, credentials, cbs
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits

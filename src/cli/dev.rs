@@ -19,7 +19,7 @@ use crate::hub::{DeviceIdentity, GroupError, RegistryError};
 use crate::model::time::Clock as _;
 use crate::model::{ConsumerGroup, DeviceId, PolicyName, limits};
 use crate::server::demo::{self, DemoDevice, Readings};
-use crate::server::{OWNER_POLICY as OWNER, Server, SystemClock, tls};
+use crate::server::{EVENTHUB_NAME, OWNER_POLICY as OWNER, Server, SystemClock, tls};
 
 /// Makes what it needs on the first start (a CA, a server certificate, keys, demo devices), prints how to connect, and
 /// sends this machine's own readings as telemetry. A second start finds its data again. Everything a client needs is
@@ -41,6 +41,12 @@ pub struct DevArgs {
     /// TCP port for HTTPS [default: 443, or 8443 where that is not allowed]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub https_port: Option<u16>,
+    /// TCP port for AMQP over TLS [default: 5671]
+    #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
+    pub amqp_port: Option<u16>,
+    /// Loopback TCP port for AMQP without TLS, for clients that think they speak to an emulator [default: 5672, or a free one]
+    #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
+    pub amqp_plain_port: Option<u16>,
     /// TCP port for metrics and health [default: 9600]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub ops_port: Option<u16>,
@@ -71,7 +77,7 @@ impl DevArgs {
         let identity = tls::load_identity(&certificates.server_certificate, &certificates.server_key)?;
         let tls = tls::DoorTls::new(identity, &config)?;
         actix_rt::System::new().block_on(async {
-            let server = Server::start(&config, tls).await?;
+            let server = Server::start(&config, tls, Some(self.plain_amqp())).await?;
             let ca_file = std::fs::canonicalize(&certificates.ca_certificate)?;
             let devices = self.make_devices(&server)?;
             let endpoints = self.endpoints(&server, ca_file, &devices)?;
@@ -108,6 +114,7 @@ impl DevArgs {
             self.https_port.unwrap_or_else(|| https_port(address))
         };
         set.push(format!("https.listen={address}:{https_port}"));
+        set.push(format!("amqp.listen={address}:{}", port(self.amqp_port, 5671)));
         set.push(format!("ops.listen=127.0.0.1:{}", port(self.ops_port, 9600)));
         set.extend(
             self.durability
@@ -116,6 +123,19 @@ impl DevArgs {
         );
         set.extend(self.set.iter().cloned());
         Ok(load(&Sources::of_process(None, set))?)
+    }
+
+    /// The emulators' port, if no broker of this machine has it: nobody needs it who does not ask for it.
+    fn plain_amqp(&self) -> SocketAddr {
+        let port = match self.amqp_plain_port {
+            Some(port) => port,
+            None if self.any_ports => 0,
+            None => match std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 5672)) {
+                Ok(_) => 5672,
+                Err(_) => 0,
+            },
+        };
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     }
 
     /// Makes the demo devices and the second consumer group, unless an earlier start did.
@@ -172,13 +192,14 @@ impl DevArgs {
             hub_host: host.clone(),
             ca_file,
             iothub_connection_string: ConnectionString::for_policy(host, OWNER, &owner_key).to_string(),
-            eventhub_connection_string: ConnectionString::for_eventhub(host, OWNER, &owner_key, ENTITY_PATH)
+            eventhub_connection_string: ConnectionString::for_eventhub(host, OWNER, &owner_key, EVENTHUB_NAME)
                 .to_string(),
             consumer_group: limits::DEFAULT_CONSUMER_GROUP.to_owned(),
             second_consumer_group: SECOND_GROUP.to_owned(),
             mqtt_port: 8883,
             https_port: server.https_address.port(),
-            amqps_port: 5671,
+            amqps_port: server.amqp_address.port(),
+            amqp_plain_port: server.amqp_plain_address.map_or(0, |address| address.port()),
             case_timeout: 30,
             quic_port: server.quic_address.port(),
             ops_port: server.ops_address.port(),
@@ -201,9 +222,14 @@ impl DevArgs {
             "  HTTPS              https://{}:{}",
             endpoints.hub_host, endpoints.https_port
         );
+        println!(
+            "  AMQP, Event Hubs   amqps://{}:{}",
+            endpoints.hub_host, endpoints.amqps_port
+        );
         println!("  CA file            {}", endpoints.ca_file.display());
         println!("  metrics            http://{}/metrics", server.ops_address);
         println!("  service            {}", endpoints.iothub_connection_string);
+        println!("  consumer           {}", endpoints.eventhub_connection_string);
         for device in endpoints.devices.iter().take(SHOWN_DEVICES) {
             println!("  device             {}", device.connection_string);
         }
@@ -230,8 +256,6 @@ fn https_port(address: &str) -> u16 {
 /// Devices whose connection string is printed; the file has all.
 const SHOWN_DEVICES: usize = 4;
 const SECOND_GROUP: &str = "cg2";
-/// The Event Hubs-compatible name; clients treat it as opaque.
-const ENTITY_PATH: &str = "forebay";
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Sends this machine's readings once a second, each demo device over a connection of its own.

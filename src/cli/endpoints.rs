@@ -10,6 +10,7 @@
 //! | `eventhub_connection_string` | the same policy: `Endpoint=sb://..;SharedAccessKeyName=..;SharedAccessKey=..;EntityPath=..` |
 //! | `consumer_group`, `second_consumer_group` | two groups that exist: `$Default` and `cg2` |
 //! | `mqtt_port`, `https_port`, `amqps_port` | TCP ports of these doors |
+//! | `amqp_plain_port` | TCP port for AMQP without TLS, on loopback; 0 for none |
 //! | `case_timeout` | seconds a conformance case may take |
 //! | `quic_port` | UDP port of the native protocol |
 //! | `ops_port` | TCP port of `/metrics`, `/healthz`, `/readyz` |
@@ -43,6 +44,9 @@ pub struct Endpoints {
     pub mqtt_port: u16,
     pub https_port: u16,
     pub amqps_port: u16,
+    /// On loopback and without TLS; 0 for none.
+    #[serde(default)]
+    pub amqp_plain_port: u16,
     pub case_timeout: u32,
     pub quic_port: u16,
     pub ops_port: u16,
@@ -261,6 +265,7 @@ mod tests {
             mqtt_port: 8883,
             https_port: 443,
             amqps_port: 5671,
+            amqp_plain_port: 5672,
             case_timeout: 30,
             quic_port: 18883,
             ops_port: 9600,

@@ -41,10 +41,11 @@ impl ServeArgs {
             .context("quic.key_file is not set: `serve` needs it")?;
         let tls = tls::DoorTls::new(tls::load_identity(certificate, key)?, &config)?;
         actix_rt::System::new().block_on(async {
-            let server = Server::start(&config, tls).await?;
+            let server = Server::start(&config, tls, None).await?;
             tracing::info!(
                 quic = %server.quic_address,
                 https = %server.https_address,
+                amqp = %server.amqp_address,
                 ops = %server.ops_address,
                 durability = config.process.durability.name(),
                 recovery_ms = server.recovery.as_millis() as u64,

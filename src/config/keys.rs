@@ -267,6 +267,30 @@ table! {
             "Former TLS sessions remembered so that they may resume.",
             "About 1 KiB of memory for each.";
     }
+    #[doc = "Devices, services and Event Hubs consumers over AMQP 1.0, with the certificate of `quic`; also through WebSockets on the port of `https`."]
+    amqp: Amqp {
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 5671)), Range::Any,
+            "TCP address and port. SDKs know no other port than 5671.",
+            "Nothing.";
+        connections_max: u32 = 20_000, Range::Between(1, 1_000_000),
+            "Connections at a time, WebSockets included; more are closed at once.",
+            "About 25 KiB of memory for each idle one.";
+        handshake_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
+            "A connection that has not sent its open frame by then is closed.",
+            "Slow or hostile clients hold connections for longer.";
+        idle_timeout: Duration = seconds(240), Range::Between(seconds(10), seconds(3600)),
+            "Told to clients; a connection that says nothing for twice as long is closed. azure-iot-hub looks after its connection every 120 s.",
+            "Connections of clients that are gone are noticed later.";
+        window_bytes: Bytes = kib(256), Range::Between(kib(64), mib(64)),
+            "Bytes of one connection that are received and not yet taken by its links; then it is read no further.",
+            "Memory for each busy connection.";
+        sessions_max: u32 = 1024, Range::Between(1, 65_535),
+            "Sessions of one connection: gateways use one for each device.",
+            "Memory that one client may claim.";
+        links_max: u32 = 4096, Range::Between(4, 1_000_000),
+            "Links of one connection.",
+            "Memory that one client may claim.";
+    }
     #[doc = "Messages to devices, and feedback about them (the contract's cloudToDevice settings)."]
     commands: Commands {
         default_ttl: Duration = seconds(3600), Range::Between(seconds(60), seconds(172_800)),

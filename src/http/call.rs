@@ -62,6 +62,10 @@ impl Call {
         self.site.clock.now()
     }
 
+    pub(super) fn request(&self) -> &HttpRequest {
+        &self.request
+    }
+
     pub(super) fn method(&self) -> &str {
         self.request.method().as_str()
     }

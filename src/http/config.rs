@@ -17,12 +17,15 @@ pub struct Config {
     pub body_timeout: Duration,
     /// How long a connection may rest between two requests; also bounds the heads of all but the first.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of what was sent to it. Half of it is how long a WebSocket is quiet before the
+    /// client is asked whether it is there.
+    pub stall_timeout: Duration,
     /// Largest body of a request.
     pub body_bytes_max: usize,
     /// How long a message may wait for the home shard before its device is told to come back later.
     pub busy_timeout: Duration,
     /// Counted bytes of one message, and of all messages of a batch.
     pub message_bytes_max: usize,
-    /// How long a stop waits for requests under way.
+    /// How long a stop waits for requests under way, and for WebSockets to be closed.
     pub drain_timeout: Duration,
 }

@@ -8,18 +8,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BodyStream, BoxBody, MessageBody};
-use actix_web::dev::{Extensions, Server};
+use actix_web::dev::{Extensions, Server, ServerHandle};
+use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_VERSION, UPGRADE};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use socket2::SockRef;
 
 use super::answer::{Answer, Refused};
-use super::call::{self, Call, PeerChain};
+use super::call::{self, Call, Incoming, PeerChain};
 use super::config::Config;
 use super::observer::Observer;
 use super::route::{Entry, Found, Route, find};
+use super::websocket::{self, Stop, Tunnel, handshake};
 use crate::hub::{Entropy, ErrorCode};
 use crate::model::time::Clock;
 
@@ -38,6 +42,8 @@ pub trait Room: Send + Sync + 'static {
 pub struct Site {
     pub(super) config: Config,
     rooms: Vec<Arc<dyn Room>>,
+    tunnels: Vec<Arc<dyn Tunnel>>,
+    stop: Stop,
     observer: Arc<dyn Observer>,
     pub(super) clock: Arc<dyn Clock>,
     /// Tells requests of different lives of the hub apart.
@@ -52,6 +58,8 @@ impl Site {
         Self {
             config,
             rooms: Vec::new(),
+            tunnels: Vec::new(),
+            stop: Stop::new(),
             observer,
             clock,
             life: u64::from_be_bytes(life),
@@ -63,6 +71,14 @@ impl Site {
     #[must_use]
     pub fn with(mut self, room: Arc<dyn Room>) -> Self {
         self.rooms.push(room);
+        self
+    }
+
+    /// Adds a protocol that is reached by WebSocket, on `/$iothub/websocket` and `/$servicebus/websocket`; the first that
+    /// speaks what a client offers serves it.
+    #[must_use]
+    pub fn with_tunnel(mut self, tunnel: Arc<dyn Tunnel>) -> Self {
+        self.tunnels.push(tunnel);
         self
     }
 
@@ -96,6 +112,7 @@ impl Site {
         let incoming = call::incoming(payload);
         let answered = match Call::new(request, incoming.clone(), self.clone()) {
             Err(refused) => Err(refused),
+            Ok(call) if handshake::is_door(call.segments()) => return self.upgrade(&call, &incoming, &tracking_id),
             Ok(call) => match self.find(&call) {
                 Err(refused) => Err(refused),
                 Ok((room, found)) => {
@@ -118,10 +135,39 @@ impl Site {
             }
         };
         self.observer.answered(route, response.status().as_u16());
-        match incoming.take() {
-            Some(unread) => response.map_body(|_, body| Holding { body, _unread: unread }.boxed()),
-            None => response,
+        hold(response, &incoming)
+    }
+
+    // IoT Hub, SDKs, section 2: the path does not tell the protocol, and nobody says an api-version.
+    fn upgrade(&self, call: &Call, incoming: &Incoming, tracking_id: &str) -> HttpResponse {
+        match websocket::open(&self.tunnels, &self.stop, call, incoming) {
+            Ok((protocol, response)) => {
+                self.observer.upgraded(protocol);
+                response
+            }
+            Err(reason) => {
+                self.observer.upgrade_refused(reason);
+                tracing::debug!(%reason, tracking_id, "refused to open a WebSocket");
+                let code = reason.code();
+                let refused = Refused::new(code, reason.to_string()).closing();
+                let mut response = refused.into_response(tracking_id, self.clock.now());
+                // RFC 9110 s15.5.22, RFC 6455 s4.2.2.
+                if code == ErrorCode::UPGRADE_REQUIRED {
+                    let headers = response.headers_mut();
+                    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(handshake::VERSION));
+                }
+                hold(response, incoming)
+            }
         }
+    }
+}
+
+/// Keeps what was not read of a request until its answer is sent.
+fn hold(response: HttpResponse, incoming: &Incoming) -> HttpResponse {
+    match incoming.take() {
+        Some(unread) => response.map_body(|_, body| Holding { body, _unread: unread }.boxed()),
+        None => response,
     }
 }
 
@@ -164,14 +210,34 @@ pub fn bind(config: &Config) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Keeps what a client proved in its handshake for the requests of the connection.
-fn keep_certificates(connection: &dyn Any, extensions: &mut Extensions) {
+/// Keeps what a client proved in its handshake for the requests of the connection, and bounds how long it may take none
+/// of what waits for it.
+fn begin(connection: &dyn Any, extensions: &mut Extensions, stall_timeout: Duration) {
     let stream = connection
         .downcast_ref::<TlsStream<TcpStream>>()
         .expect("the only listener speaks TLS");
-    let (_, tls) = stream.get_ref();
+    let (socket, tls) = stream.get_ref();
+    // The kernel is the only one to watch: actix does not, while an answer waits for room. An error means that the
+    // connection is over already.
+    let _ = SockRef::from(socket).set_tcp_user_timeout(Some(stall_timeout));
     if let Some(chain) = tls.peer_certificates() {
         extensions.insert(PeerChain(chain.iter().map(|one| one.clone().into_owned()).collect()));
+    }
+}
+
+/// Stops a server.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    server: ServerHandle,
+    stop: Stop,
+}
+
+impl Handle {
+    /// Takes no more connections and, if it is to be `graceful`, waits for requests under way and tells tunnels to end; at
+    /// most `Config::drain_timeout`.
+    pub fn stop(&self, graceful: bool) -> impl Future<Output = ()> + use<> {
+        self.stop.tell();
+        self.server.stop(graceful)
     }
 }
 
@@ -179,12 +245,13 @@ fn keep_certificates(connection: &dyn Any, extensions: &mut Extensions) {
 ///
 /// # Errors
 /// The listener cannot be used.
-pub fn serve(listener: TcpListener, site: Site, tls: rustls::ServerConfig) -> io::Result<Server> {
+pub fn serve(listener: TcpListener, site: Site, tls: rustls::ServerConfig) -> io::Result<(Server, Handle)> {
     let config = site.config.clone();
+    let stop = site.stop.clone();
     let site = web::Data::new(site);
     let app = move || App::new().app_data(site.clone()).default_service(web::to(dispatch));
-    Ok(HttpServer::new(app)
-        .on_connect(keep_certificates)
+    let server = HttpServer::new(app)
+        .on_connect(move |connection, extensions| begin(connection, extensions, config.stall_timeout))
         .workers(config.workers)
         .max_connections(config.connections_max.div_ceil(config.workers))
         .tls_handshake_timeout(config.head_timeout)
@@ -193,5 +260,10 @@ pub fn serve(listener: TcpListener, site: Site, tls: rustls::ServerConfig) -> io
         .shutdown_timeout(config.drain_timeout.as_secs().max(1))
         .disable_signals()
         .listen_rustls_0_23(listener, tls)?
-        .run())
+        .run();
+    let handle = Handle {
+        server: server.handle(),
+        stop,
+    };
+    Ok((server, handle))
 }

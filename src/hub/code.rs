@@ -46,6 +46,8 @@ impl ErrorCode {
     pub const MESSAGE_TOO_LARGE: Self = Self::new(413_001, "MessageTooLarge");
     pub const TOO_MANY_DEVICES: Self = Self::new(413_002, "TooManyDevices");
     pub const TOO_MANY_MODULES: Self = Self::new(413_003, "TooManyModulesOnDevice");
+    /// Not of the contract, which has nothing to say about a WebSocket that is none.
+    pub const UPGRADE_REQUIRED: Self = Self::new(426_000, "GenericUpgradeRequired");
     pub const THROTTLED: Self = Self::new(429_001, "ThrottlingException");
     pub const THROTTLE_BACKLOG: Self = Self::new(429_002, "ThrottleBacklogLimitExceeded");
     pub const DEVICE_THROTTLED: Self = Self::new(429_005, "DeviceThrottlingLimitExceeded");

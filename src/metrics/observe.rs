@@ -1,16 +1,20 @@
 //! The observers of the rooms below, written over the cells.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::cells::{Handshake, SessionKind, ShardCell, Stage};
 use super::http::Readiness;
 use super::registry::Metrics;
+use crate::amqp::observer as amqp;
 use crate::http::observer as http;
 use crate::http::route::Route;
+use crate::http::websocket::{Protocol, UpgradeRefused};
 use crate::hub::throttle;
 use crate::log::SyncError;
 use crate::model::PartitionId;
+use crate::service::eventhubs::observer as eventhubs;
 use crate::session::quic::observer as quic;
 use crate::shard::keeper::KeeperObserver;
 use crate::shard::observer::{Acknowledged, Appended, Observer};
@@ -109,8 +113,64 @@ impl http::Observer for HttpFacts {
         self.0.http_answered(route, status);
     }
 
+    fn upgraded(&self, protocol: Protocol) {
+        self.0.upgraded(protocol);
+    }
+
+    fn upgrade_refused(&self, reason: UpgradeRefused) {
+        self.0.upgrade_refused(reason);
+    }
+
     fn auth_refused(&self, label: &'static str) {
         self.0.auth_refused(label);
+    }
+}
+
+/// The AMQP server's facts, and those of who reads through it.
+#[derive(Clone, Debug)]
+pub struct AmqpFacts {
+    pub cell: Arc<ShardCell>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl amqp::Observer for AmqpFacts {
+    fn connection_opened(&self, began: amqp::Began) {
+        self.metrics.amqp.connections[began as usize].fetch_add(1, Relaxed);
+    }
+
+    fn connection_closed(&self, began: amqp::Began) {
+        self.metrics.amqp.connections[began as usize].fetch_sub(1, Relaxed);
+    }
+
+    fn handshake_failed(&self) {
+        self.metrics.amqp.handshakes_failed.fetch_add(1, Relaxed);
+    }
+
+    fn link_opened(&self) {
+        self.metrics.amqp.links.fetch_add(1, Relaxed);
+    }
+
+    fn link_closed(&self) {
+        self.metrics.amqp.links.fetch_sub(1, Relaxed);
+    }
+
+    fn ended(&self, condition: &'static str) {
+        let mut ended = self.metrics.amqp.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended.entry(condition).or_default() += 1;
+    }
+
+    fn auth_refused(&self, label: &'static str) {
+        self.metrics.auth_refused(label);
+    }
+}
+
+impl eventhubs::Observer for AmqpFacts {
+    fn delivered(&self, bytes: u64, events: u64) {
+        self.cell.delivered(events, bytes);
+    }
+
+    fn displaced(&self) {
+        self.metrics.amqp.displaced.fetch_add(1, Relaxed);
     }
 }
 

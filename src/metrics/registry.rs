@@ -11,7 +11,9 @@ use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, 
 use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
+use crate::amqp::observer::Began;
 use crate::http::route::Route;
+use crate::http::websocket::{Protocol, UpgradeRefused};
 use crate::hub::throttle::Limit;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
@@ -67,6 +69,20 @@ pub struct Metrics {
     events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
     http_requests: Box<[AtomicU64]>,
+    upgrades: [AtomicU64; Protocol::ALL.len()],
+    upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
+    pub(super) amqp: AmqpCells,
+}
+
+/// Of the AMQP server and what is read through it.
+#[derive(Debug, Default)]
+pub(super) struct AmqpCells {
+    pub connections: [AtomicU64; Began::ALL.len()],
+    pub links: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    /// By `Condition::label`, a closed set.
+    pub ended: Mutex<BTreeMap<&'static str, u64>>,
+    pub displaced: AtomicU64,
 }
 
 impl Metrics {
@@ -88,6 +104,9 @@ impl Metrics {
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
                 .collect(),
+            upgrades: Default::default(),
+            upgrades_refused: Default::default(),
+            amqp: AmqpCells::default(),
         }
     }
 
@@ -155,6 +174,16 @@ impl Metrics {
         // The last one stands for all that no route gives.
         let column = known.unwrap_or(HTTP_STATUSES.len() - 1);
         self.http_requests[route as usize * HTTP_STATUSES.len() + column].fetch_add(1, Relaxed);
+    }
+
+    /// A WebSocket was opened.
+    pub fn upgraded(&self, protocol: Protocol) {
+        self.upgrades[protocol as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A request on the path of WebSockets opened none.
+    pub fn upgrade_refused(&self, reason: UpgradeRefused) {
+        self.upgrades_refused[reason as usize].fetch_add(1, Relaxed);
     }
 
     pub fn synced(&self, duration: Duration) {
@@ -290,6 +319,21 @@ impl Metrics {
         );
         out.each(&series::HTTP_REQUESTS, self.http_requests());
         out.each(
+            &series::UPGRADES,
+            Protocol::ALL.iter().map(|&protocol| {
+                let count = self.upgrades[protocol as usize].load(Relaxed);
+                (vec![protocol.label().to_owned()], count as f64)
+            }),
+        );
+        out.each(
+            &series::UPGRADES_REFUSED,
+            UpgradeRefused::ALL.iter().map(|&reason| {
+                let count = self.upgrades_refused[reason as usize].load(Relaxed);
+                (vec![reason.label().to_owned()], count as f64)
+            }),
+        );
+        self.render_amqp(&mut out);
+        out.each(
             &series::THROTTLED,
             Limit::ALL.iter().flat_map(|limit| {
                 let cell = &self.throttles[limit.index()];
@@ -350,6 +394,28 @@ impl Metrics {
     }
 
     /// What was answered at least once.
+    fn render_amqp(&self, out: &mut Families) {
+        let cells = &self.amqp;
+        out.each(
+            &series::AMQP_CONNECTIONS,
+            Began::ALL.iter().map(|&began| {
+                let count = cells.connections[began as usize].load(Relaxed);
+                (vec![began.label().to_owned()], count as f64)
+            }),
+        );
+        out.one(&series::AMQP_LINKS, &[], cells.links.load(Relaxed) as f64);
+        let failed = cells.handshakes_failed.load(Relaxed);
+        out.one(&series::AMQP_HANDSHAKES_FAILED, &[], failed as f64);
+        let ended = cells.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        out.each(
+            &series::AMQP_ENDED,
+            ended
+                .into_iter()
+                .map(|(condition, count)| (vec![condition.to_owned()], count as f64)),
+        );
+        out.one(&series::READERS_DISPLACED, &[], cells.displaced.load(Relaxed) as f64);
+    }
+
     fn http_requests(&self) -> impl Iterator<Item = (Vec<String>, f64)> {
         let counted = self.http_requests.iter().enumerate();
         counted.filter_map(|(index, cell)| {
@@ -491,6 +557,8 @@ mod tests {
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::DeviceEvents, 204);
         metrics.http_answered(Route::None, 418);
+        metrics.upgraded(Protocol::Mqtt);
+        metrics.upgrade_refused(UpgradeRefused::Protocol);
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(1500));
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(500));
         metrics.throttle_refused(Limit::DailyMessages);
@@ -592,6 +660,9 @@ mod tests {
         metrics.partition(PartitionId(0)).set_disk_full(true);
         metrics.partition(PartitionId(0)).set_disk_full(false);
         let text = metrics.render();
+        check(&text, "forebay_websockets_opened_total{protocol=\"mqtt\"} 1");
+        check(&text, "forebay_websockets_opened_total{protocol=\"amqp\"} 0");
+        check(&text, "forebay_websockets_refused_total{reason=\"protocol\"} 1");
         check(&text, "forebay_log_bytes{partition=\"0\"} 4096");
         check(&text, "forebay_log_segments{partition=\"0\"} 2");
         check(&text, "forebay_log_refusing_partitions{cause=\"poisoned\"} 1");

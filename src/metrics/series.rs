@@ -50,6 +50,13 @@ series! {
     HANDSHAKES = Counter "forebay_handshakes_total" ["outcome"] "Handshakes, by outcome.";
     AUTH_REFUSED = Counter "forebay_credentials_refused_total" ["reason"] "Refused credentials, by reason.";
     HTTP_REQUESTS = Counter "forebay_http_requests_total" ["route", "status"] "Requests answered over HTTPS.";
+    UPGRADES = Counter "forebay_websockets_opened_total" ["protocol"] "WebSockets opened on the HTTPS port, by what goes through them.";
+    UPGRADES_REFUSED = Counter "forebay_websockets_refused_total" ["reason"] "Requests on the paths of WebSockets that opened none, by reason.";
+    AMQP_CONNECTIONS = Gauge "forebay_amqp_connections" ["transport"] "Open AMQP connections, handshakes included.";
+    AMQP_LINKS = Gauge "forebay_amqp_links" [] "Open AMQP links, of devices, services and consumers.";
+    AMQP_HANDSHAKES_FAILED = Counter "forebay_amqp_handshakes_failed_total" [] "AMQP connections that ended before their open frame, or found no room.";
+    AMQP_ENDED = Counter "forebay_amqp_ended_total" ["condition"] "AMQP links, sessions and connections that the hub refused or ended, by the condition it gave.";
+    READERS_DISPLACED = Counter "forebay_readers_displaced_total" [] "Event Hubs readers that lost their partition to one with an owner level as high.";
     THROTTLED = Counter "forebay_throttled_total" ["limit", "outcome"] "Requests and batches above a rate: delayed, or refused with the advice to come back later.";
     THROTTLE_WAIT = Counter "forebay_throttle_wait_seconds_total" ["limit"] "Time that requests and batches were made to wait for their turn.";
     CHECKPOINTS = Counter "forebay_checkpoints_stored_total" [] "Consumers' checkpoints made durable.";

@@ -8,6 +8,7 @@
 //! Everything is checked before the first port opens. A stop is over within the configured time; what it cuts short is
 //! only unacknowledged work.
 
+mod amqp;
 pub mod demo;
 mod openapi;
 mod presence;
@@ -15,6 +16,9 @@ mod resumption;
 mod sweeper;
 mod throttles;
 pub mod tls;
+
+use amqp::AmqpTunnel;
+pub use amqp::EVENTHUB_NAME;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -34,10 +38,12 @@ use crate::hub::{
     Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Throttles, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log};
-use crate::metrics::observe::{DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
+use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, SequenceNumber, UtcMillis};
+use crate::service::amqp::Services;
+use crate::service::eventhubs::{self, EventHubs};
 use crate::service::rest::Rest;
 use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
@@ -59,6 +65,8 @@ use tls::DoorTls;
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 /// Requests are short: what has not ended by then is not going to.
 const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// A client that takes nothing for this long is gone, or might as well be: every SDK reads its socket all the time.
+const HTTPS_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// The policy with all rights.
 pub const OWNER_POLICY: &str = "iothubowner";
 
@@ -99,15 +107,19 @@ pub struct Server {
     pub readiness: Arc<Readiness>,
     pub quic_address: SocketAddr,
     pub https_address: SocketAddr,
+    pub amqp_address: SocketAddr,
+    /// Of AMQP without TLS, if that is served.
+    pub amqp_plain_address: Option<SocketAddr>,
     pub ops_address: SocketAddr,
     /// From the start until every partition was open.
     pub recovery: Duration,
     door: Arc<Door>,
+    amqp: Arc<crate::amqp::Door>,
     endpoint: quinn::Endpoint,
     actors: Actors,
     arbiters: Vec<Arbiter>,
     router: Arc<Router<DiskStorage>>,
-    https: actix_web::dev::ServerHandle,
+    https: http::serve::Handle,
     ops: actix_web::dev::ServerHandle,
     keeper: Keeper,
     throttles: Arc<Throttles>,
@@ -176,6 +188,7 @@ impl Settings {
                 head_timeout: config.https.head_timeout,
                 body_timeout: config.https.body_timeout,
                 keep_alive: config.https.keep_alive,
+                stall_timeout: HTTPS_STALL_TIMEOUT,
                 body_bytes_max: u32_of(config.https.body_bytes_max) as usize,
                 busy_timeout: config.https.busy_timeout,
                 message_bytes_max: u32_of(config.limits.message_bytes_max) as usize,
@@ -186,11 +199,12 @@ impl Settings {
 }
 
 impl Server {
-    /// Starts a hub. Blocks the calling thread while data is recovered.
+    /// Starts a hub. Blocks the calling thread while data is recovered. `plain_amqp`: where AMQP is served without TLS,
+    /// on loopback only.
     ///
     /// # Errors
     /// Whatever keeps it from starting, with the file or key it concerns; nothing is left running.
-    pub async fn start(config: &Config, tls: DoorTls) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, tls: DoorTls, plain_amqp: Option<SocketAddr>) -> anyhow::Result<Self> {
         let started = Instant::now();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
@@ -357,6 +371,39 @@ impl Server {
             router: router.clone(),
             host_name: hub_config.host_names[0].clone(),
         };
+        let amqp_bound = amqp::bind(&amqp::settings(config, plain_amqp))?;
+        let (amqp_address, amqp_plain_address) = (amqp_bound.address, amqp_bound.plain_address);
+        let facts = Arc::new(AmqpFacts {
+            cell: metrics.shard(0),
+            metrics: metrics.clone(),
+        });
+        let eventhubs = EventHubs::new(
+            router.clone(),
+            groups.clone(),
+            door.readers.clone(),
+            facts.clone(),
+            eventhubs::Facts {
+                entity: EVENTHUB_NAME.to_owned(),
+                created: meta.created.unwrap_or_default(),
+                host_name: hub_config.host_names[0].clone(),
+                port: amqp_address.port(),
+            },
+        );
+        let services = Services {
+            outboxes: outboxes.clone(),
+            feedbacks: feedbacks.clone(),
+            throttles: throttles.clone(),
+        };
+        let amqp_door = crate::amqp::Door::new(
+            amqp::settings(config, plain_amqp),
+            authenticator.clone(),
+            hub_config.host_names[0].clone(),
+            clock.clone(),
+            facts,
+            vec![eventhubs, Arc::new(services)],
+        );
+        let handles: Vec<_> = arbiters.iter().map(Arbiter::handle).collect();
+        amqp::serve(&amqp_door, amqp_bound, &tls.https, &handles);
         let rest = Rest {
             live,
             authenticator,
@@ -381,9 +428,9 @@ impl Server {
         let facts = Arc::new(HttpFacts(metrics.clone()));
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
-            .with(Arc::new(rest));
-        let https = http::serve::serve(listener, site, tls.https)?;
-        let https_handle = https.handle();
+            .with(Arc::new(rest))
+            .with_tunnel(Arc::new(AmqpTunnel(amqp_door.clone())));
+        let (https, https_handle) = http::serve::serve(listener, site, tls.https)?;
         actix_rt::spawn(https);
 
         let listener =
@@ -410,9 +457,12 @@ impl Server {
             readiness,
             quic_address,
             https_address,
+            amqp_address,
+            amqp_plain_address,
             ops_address,
             recovery,
             door,
+            amqp: amqp_door,
             endpoint,
             actors,
             arbiters,
@@ -430,7 +480,7 @@ impl Server {
 
     /// Connections of devices and services, handshakes included.
     pub fn sessions(&self) -> usize {
-        self.door.sessions()
+        self.door.sessions() + self.amqp.connections()
     }
 
     /// Cursors that are being read now.
@@ -444,6 +494,7 @@ impl Server {
         let deadline = Instant::now() + self.drain_timeout;
         self.readiness.set_phase(Phase::Draining);
         self.door.stop();
+        self.amqp.stop();
         let https_stopped = actix_rt::spawn(self.https.stop(true));
         for actor in &self.actors {
             actor.do_send(Stop {
@@ -452,7 +503,7 @@ impl Server {
         }
         let mut is_clean = false;
         while Instant::now() < deadline {
-            let mut is_idle = self.door.sessions() == 0;
+            let mut is_idle = self.door.sessions() == 0 && self.amqp.connections() == 0;
             for actor in &self.actors {
                 is_idle &= matches!(actor.send(Poll).await, Ok(drained) if drained.sessions == 0 && drained.is_idle);
             }

@@ -17,3 +17,4 @@ mod registry;
 mod sessions;
 mod streams;
 mod throttles;
+mod websocket;

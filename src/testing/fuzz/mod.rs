@@ -6,6 +6,7 @@
 //! Invariant: a target depends on its input alone, so that a saved input shows its accident again.
 
 mod engine;
+mod http;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -42,6 +43,8 @@ pub const TARGETS: &[Target] = &[
     target("connection-string", connection_string),
     target("config", config),
     target("query", query),
+    target("websocket-frames", http::frames),
+    target("websocket-handshake", http::handshake),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8])) -> Target {

@@ -134,6 +134,33 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
             "SELECT TOP 5 COUNT() AS n, AVG(properties.reported.t), tags.a FROM devices.modules GROUP BY tags.a, tags.b",
             "select deviceId, status as s from devices.jobs where /* why */ is_defined(a.b) and a + 1 * -b.c % 2 < .5 ?? 'x' || '\\u0041\\''",
         ]),
+        // A masked message in two fragments with a ping between, one of 200 bytes, a pong, a close with its reason.
+        "websocket-frames" => {
+            const MASK: &[u8] = &[0, 0, 0, 0];
+            let parts = [
+                &[0x02, 0x83][..],
+                MASK,
+                b"one",
+                &[0x89, 0x81],
+                MASK,
+                b"p",
+                &[0x80, 0x83],
+                MASK,
+                b"two",
+                &[0x82, 0xfe, 0, 200],
+                MASK,
+                &[7; 200],
+                &[0x8a, 0x80],
+                MASK,
+                &[0x88, 0x85],
+                MASK,
+                &[3, 0xe8],
+                b"bye",
+            ];
+            let long = [&[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0, 3][..], &[1, 2, 3, 4], b"abc"];
+            vec![parts.concat(), long.concat()]
+        }
+        "websocket-handshake" => text(&["mqtt, AMQPWSB10,amqp", "dGhlIHNhbXBsZSBub25jZQ=="]),
         name => panic!("{name} has no seeds"),
     }
 }
@@ -205,6 +232,8 @@ targets! {
     connection_string = "connection-string";
     config = "config";
     query = "query";
+    websocket_frames = "websocket-frames";
+    websocket_handshake = "websocket-handshake";
 }
 
 #[test]

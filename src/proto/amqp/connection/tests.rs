@@ -541,7 +541,9 @@ fn what_breaks_the_session_is_named() {
         script(&mut peer);
         peer.session_ends_with(&condition);
     };
-    let sender = |peer: &mut Peer| drop(peer.attached(0, Role::Sender, SenderSettles::Mixed, false));
+    let sender = |peer: &mut Peer| {
+        peer.attached(0, Role::Sender, SenderSettles::Mixed, false);
+    };
     fails(&|peer| peer.transfers(2, 0, false, b"x"), Condition::UNATTACHED_HANDLE);
     fails(
         &|peer| peer.says(1, &credit(3, 0, 1, 1, false)),
