@@ -17,7 +17,7 @@ pub fn telemetry(payload: &[u8], format: u32, bytes_max: usize) -> Result<Vec<Me
     let messages = if format == BATCH_FORMAT {
         batch(&sections)?
     } else {
-        vec![message::read(&sections).map_err(|error| invalid(error))?]
+        vec![message::read(&sections).map_err(invalid)?]
     };
     // IoT Hub, message format section 8.
     let bytes: usize = messages.iter().map(Message::counted_bytes).sum();

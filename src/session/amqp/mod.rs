@@ -13,6 +13,7 @@
 mod commands;
 mod message;
 mod methods;
+pub mod observer;
 mod pair;
 mod session;
 mod telemetry;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 
+pub use self::observer::Observer;
 use self::pair::Half;
 use self::session::Session;
 use crate::amqp::credentials::{Grant, Granted};
@@ -41,14 +43,6 @@ pub mod fuzz {
     //! Entry points for fuzzing what reads a device's bytes.
     pub use super::message::telemetry;
 }
-
-/// Facts the room states; implemented by `metrics`.
-pub trait Observer: Send + Sync {
-    fn session_opened(&self) {}
-    fn session_closed(&self) {}
-}
-
-impl Observer for () {}
 
 /// What devices' links lead to. One for the hub.
 pub struct Devices {
