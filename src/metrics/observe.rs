@@ -1,7 +1,7 @@
 //! The observers of the rooms below, written over the cells.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::cells::{Handshake, SessionKind, ShardCell, Stage};
@@ -156,8 +156,7 @@ impl amqp::Observer for AmqpFacts {
     }
 
     fn ended(&self, condition: &'static str) {
-        let mut ended = self.metrics.amqp.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        *ended.entry(condition).or_default() += 1;
+        self.metrics.amqp_ended(condition);
     }
 
     fn auth_refused(&self, label: &'static str) {

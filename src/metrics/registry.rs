@@ -394,6 +394,12 @@ impl Metrics {
     }
 
     /// What was answered at least once.
+    /// The label is a condition's.
+    pub fn amqp_ended(&self, condition: &'static str) {
+        let mut ended = self.amqp.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended.entry(condition).or_default() += 1;
+    }
+
     fn render_amqp(&self, out: &mut Families) {
         let cells = &self.amqp;
         out.each(
@@ -580,6 +586,9 @@ mod tests {
             "forebay_sessions{kind=\"device\"} 1",
             "forebay_http_requests_total{route=\"device_events\",status=\"204\"} 2",
             "forebay_http_requests_total{route=\"none\",status=\"other\"} 1",
+            "forebay_websockets_opened_total{protocol=\"mqtt\"} 1",
+            "forebay_websockets_opened_total{protocol=\"amqp\"} 0",
+            "forebay_websockets_refused_total{reason=\"protocol\"} 1",
             "forebay_throttled_total{limit=\"device\",outcome=\"delayed\"} 2",
             "forebay_throttled_total{limit=\"daily_messages\",outcome=\"refused\"} 1",
             "forebay_throttled_total{limit=\"registry\",outcome=\"refused\"} 0",
@@ -660,9 +669,6 @@ mod tests {
         metrics.partition(PartitionId(0)).set_disk_full(true);
         metrics.partition(PartitionId(0)).set_disk_full(false);
         let text = metrics.render();
-        check(&text, "forebay_websockets_opened_total{protocol=\"mqtt\"} 1");
-        check(&text, "forebay_websockets_opened_total{protocol=\"amqp\"} 0");
-        check(&text, "forebay_websockets_refused_total{reason=\"protocol\"} 1");
         check(&text, "forebay_log_bytes{partition=\"0\"} 4096");
         check(&text, "forebay_log_segments{partition=\"0\"} 2");
         check(&text, "forebay_log_refusing_partitions{cause=\"poisoned\"} 1");
@@ -676,6 +682,7 @@ mod tests {
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
         metrics.set_events([("twin", 1)], 0);
         metrics.auth_refused("expired");
+        metrics.amqp_ended("amqp:not-found");
         metrics.http_answered(Route::DeviceGet, 200);
         metrics.set_events([("twin", 2)], 1);
         let text = metrics.render();

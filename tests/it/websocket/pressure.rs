@@ -70,7 +70,6 @@ fn a_tunnel_that_does_not_read_stops_its_client() {
         // The tunnel's 64 KiB have no frames.
         let taken = fill(&mut client, &frames, MUCH) / frame.len() as u64 * size;
         assert!(taken < kernel_bytes + SERVER_BYTES, "{taken} bytes in frames of {size}");
-        println!("{taken} bytes in frames of {size}, of which {kernel_bytes} at most in the kernel");
     }
     // One frame that goes on and on.
     let mut client = host.open();
