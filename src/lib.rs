@@ -8,7 +8,7 @@
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
-//! |  http/  events, commands                            |  |         query         |
+//! |  http/  amqp/  the same, without a stream each        |  |         query         |
 //! |  every door's:  home  telemetry  commands           |  |                       |
 //! |                 twin  methods                       |  |                       |
 //! +------------+----------------------------------------+  +-------+---------------+

@@ -78,6 +78,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "service::eventhubs::observer",
             "proto::amqp::error",
             "hub::throttle",
+            "session::amqp::observer",
             "session::quic::observer",
             "log::SyncError",
             "wire::close",

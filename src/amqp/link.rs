@@ -253,6 +253,19 @@ impl Link {
         core.wake_driver();
     }
 
+    /// Refuses a message that came.
+    pub fn reject(&self, delivery: &Delivery, error: Error) {
+        self.visited.door.observer.ended(error.condition.label());
+        tracing::debug!(
+            condition = error.condition.name(),
+            reason = error.description,
+            "message refused"
+        );
+        if !delivery.is_settled {
+            self.dispose(delivery.id, delivery.id, 1, DeliveryState::Rejected(Some(error)));
+        }
+    }
+
     /// Says the last word on a message that was sent, to a peer that waits for it.
     pub fn settle(&self, delivery: u32, state: DeliveryState) {
         let mut core = self.core.borrow_mut();

@@ -1,5 +1,7 @@
 //! A message's sections as the hub's own message: telemetry from devices, and messages to them from services.
 
+use foldhash::HashSet;
+
 use crate::model::{Message, SystemKey};
 use crate::proto::amqp::message::{Body, Id, Message as Sections, uuid_text};
 use crate::proto::amqp::value::{Compound, Value};
@@ -75,6 +77,7 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
             message.system.push((*key, text));
         }
     }
+    let mut names = Names::default();
     for (name, value) in pairs(sections.application_properties.as_ref()) {
         let name = name.filter(|name| !name.is_empty()).ok_or(MessageError::Name)?;
         // IoT Hub, AMQP section 4.1: property values are text. What has one clear text is taken as that.
@@ -89,18 +92,30 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
                 }
             }
             // IoT Hub, message format section 7: of names that differ only in case, one is forwarded.
-            None if message
-                .properties
-                .iter()
-                .all(|(known, _)| !known.eq_ignore_ascii_case(name)) =>
-            {
-                message.properties.push((name.to_owned(), value));
-            }
+            None if names.is_new(&message.properties, name) => message.properties.push((name.to_owned(), value)),
             None => {}
         }
     }
     message.body = body(&sections.body)?;
     Ok(message)
+}
+
+/// Tells names apart, whatever their case. A message has few, or a sender wants the hub to work: then they are looked up.
+#[derive(Default)]
+struct Names(HashSet<String>);
+
+impl Names {
+    const FEW: usize = 32;
+
+    fn is_new(&mut self, known: &[(String, String)], name: &str) -> bool {
+        if known.len() < Self::FEW {
+            return known.iter().all(|(known, _)| !known.eq_ignore_ascii_case(name));
+        }
+        if self.0.is_empty() {
+            self.0.extend(known.iter().map(|(known, _)| known.to_ascii_lowercase()));
+        }
+        self.0.insert(name.to_ascii_lowercase())
+    }
 }
 
 /// The bytes of a body.
@@ -238,6 +253,25 @@ mod tests {
             .property("none", "")
             .property("Level", "high");
         assert_eq!(message, Ok(expected));
+    }
+
+    #[test]
+    fn of_very_many_names_each_comes_once_too() {
+        let names: Vec<String> = (0..100_000)
+            .map(|n| format!("{}{n}", if n % 2 == 0 { 'a' } else { 'A' }))
+            .collect();
+        let again = names.iter().map(|name| name.to_ascii_uppercase());
+        let all: Vec<String> = names.iter().cloned().chain(again).collect();
+        let message = read_of(|writer| {
+            writer.application_properties(all.len(), |map| {
+                for name in &all {
+                    map.string(name);
+                    map.null();
+                }
+            });
+        });
+        let read: Vec<String> = message.unwrap().properties.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(read, names);
     }
 
     #[test]

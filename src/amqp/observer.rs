@@ -29,7 +29,7 @@ pub trait Observer: Send + Sync {
     fn handshake_failed(&self) {}
     fn link_opened(&self) {}
     fn link_closed(&self) {}
-    /// The hub refused or ended a link, a session or a connection; the label is a condition of a closed set.
+    /// The hub refused a message, or refused or ended a link, a session or a connection; the label is a condition of a closed set.
     fn ended(&self, _condition: &'static str) {}
     /// A credential was refused; the label is from a closed set.
     fn auth_refused(&self, _label: &'static str) {}

@@ -37,6 +37,7 @@ impl ErrorCode {
     pub const METHOD_NOT_ALLOWED: Self = Self::new(405_000, "GenericMethodNotAllowed");
     pub const CONFLICT: Self = Self::new(409_000, "GenericConflict");
     pub const SUBSCRIPTION_CONFLICT: Self = Self::new(409_003, "CallbackSubscriptionConflict");
+    pub const LINK_CREATION_CONFLICT: Self = Self::new(409_002, "LinkCreationConflict");
     pub const DEVICE_ALREADY_EXISTS: Self = Self::new(409_001, "DeviceAlreadyExists");
     pub const MODULE_ALREADY_EXISTS: Self = Self::new(409_301, "ModuleAlreadyExistsOnDevice");
     pub const PRECONDITION_FAILED: Self = Self::new(412_001, "PreconditionFailed");

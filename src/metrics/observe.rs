@@ -15,6 +15,7 @@ use crate::hub::throttle;
 use crate::log::SyncError;
 use crate::model::PartitionId;
 use crate::service::eventhubs::observer as eventhubs;
+use crate::session::amqp::observer as session_amqp;
 use crate::session::quic::observer as quic;
 use crate::shard::keeper::KeeperObserver;
 use crate::shard::observer::{Acknowledged, Appended, Observer};
@@ -170,6 +171,16 @@ impl eventhubs::Observer for AmqpFacts {
 
     fn displaced(&self) {
         self.metrics.amqp.displaced.fetch_add(1, Relaxed);
+    }
+}
+
+impl session_amqp::Observer for AmqpFacts {
+    fn session_opened(&self) {
+        self.cell.session_opened(SessionKind::Device);
+    }
+
+    fn session_closed(&self) {
+        self.cell.session_ended(SessionKind::Device);
     }
 }
 

@@ -45,6 +45,7 @@ use crate::model::{PolicyName, SequenceNumber, UtcMillis};
 use crate::service::amqp::Services;
 use crate::service::eventhubs::{self, EventHubs};
 use crate::service::rest::Rest;
+use crate::session::amqp::Devices as AmqpDevices;
 use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
 use crate::shard::Durability;
@@ -394,13 +395,21 @@ impl Server {
             feedbacks: feedbacks.clone(),
             throttles: throttles.clone(),
         };
+        let amqp_devices = AmqpDevices {
+            router: router.clone(),
+            outboxes: outboxes.clone(),
+            twins: twins.clone(),
+            lines: lines.clone(),
+            throttles: throttles.clone(),
+            observer: facts.clone(),
+        };
         let amqp_door = crate::amqp::Door::new(
             amqp::settings(config, plain_amqp),
             authenticator.clone(),
             hub_config.host_names[0].clone(),
             clock.clone(),
             facts,
-            vec![eventhubs, Arc::new(services)],
+            vec![eventhubs, Arc::new(services), Arc::new(amqp_devices)],
         );
         let handles: Vec<_> = arbiters.iter().map(Arbiter::handle).collect();
         amqp::serve(&amqp_door, amqp_bound, &tls.https, &handles);

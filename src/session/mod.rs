@@ -5,6 +5,7 @@
 //! reported ones, [`methods`] holds the calls under way, [`telemetry`] hands batches over. A door drives them and says
 //! things in its own protocol.
 
+pub mod amqp;
 pub mod commands;
 pub mod home;
 pub mod http;

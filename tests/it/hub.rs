@@ -62,6 +62,8 @@ impl Hub {
             format!("--quic-port={}", self.endpoints.quic_port),
             format!("--https-port={}", self.endpoints.https_port),
             format!("--ops-port={}", self.endpoints.ops_port),
+            format!("--amqp-port={}", self.endpoints.amqps_port),
+            format!("--amqp-plain-port={}", self.endpoints.amqp_plain_port),
         ];
         fs::remove_file(self.data().join("endpoints.json")).unwrap();
         let mut child = spawn(&self.folder, &self.args, &ports);

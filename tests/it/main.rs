@@ -1,5 +1,7 @@
 //! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
 
+mod amqp_devices;
+mod amqp_peer;
 mod backlog;
 mod certificates;
 mod cli;

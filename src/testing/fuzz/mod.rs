@@ -5,6 +5,7 @@
 //!
 //! Invariant: a target depends on its input alone, so that a saved input shows its accident again.
 
+mod amqp;
 mod engine;
 mod http;
 #[cfg(test)]
@@ -43,6 +44,9 @@ pub const TARGETS: &[Target] = &[
     target("connection-string", connection_string),
     target("config", config),
     target("query", query),
+    target("amqp-connection", amqp::connection),
+    target("amqp-message", amqp::message),
+    target("amqp-address", amqp::address),
     target("websocket-frames", http::frames),
     target("websocket-handshake", http::handshake),
 ];

@@ -6,7 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::{Engine, TARGETS, Target};
+use crate::proto::amqp::frame::{self, FrameKind};
+use crate::proto::amqp::message::{Id, MessageWriter, Properties};
+use crate::proto::amqp::performative::{
+    Begin, Detach, Disposition, Flow, Open, Performative, ReceiverSettles, SaslInit, SenderSettles, Terminus, Transfer,
+};
+use crate::proto::amqp::value::Writer;
+use crate::proto::amqp::{Attach, DeliveryState, Role};
 
 fn folder(target: &Target) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -41,6 +50,138 @@ fn golden(name: &str) -> Vec<u8> {
 
 fn wire(name: &str) -> Vec<u8> {
     golden(&format!("wire/{name}.hex"))
+}
+
+/// A message with every section that is looked at.
+fn amqp_message(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = MessageWriter::new(&mut bytes);
+    writer.annotations(1, |map| {
+        map.symbol("dt-subject");
+        map.string("part");
+    });
+    writer.properties(&Properties {
+        message_id: Some(Id::Text("m")),
+        user_id: Some(b"u"),
+        content_type: Some("text/plain"),
+        absolute_expiry_time: Some(1_766_000_000_123),
+        ..Properties::default()
+    });
+    writer.application_properties(2, |map| {
+        map.string("a");
+        map.string("b");
+        map.string("iothub-creation-time-utc");
+        map.string("2021-04-21T11:30:16Z");
+    });
+    writer.data(body);
+    bytes
+}
+
+/// Conversations of one session: a link each way, messages, outcomes, the end; with SASL and without.
+fn amqp_connections() -> Vec<Vec<u8>> {
+    let attach = |handle, role| {
+        Performative::Attach(Box::new(Attach {
+            name: format!("link-{handle}"),
+            handle,
+            role,
+            sender_settles: SenderSettles::Mixed,
+            receiver_settles: ReceiverSettles::Second,
+            source: Some(Terminus::new("here")),
+            target: Some(Terminus::new("there")),
+            initial_delivery_count: Some(0),
+            max_message_size: None,
+            offered_capabilities: Vec::new(),
+            desired_capabilities: Vec::new(),
+            properties: None,
+        }))
+    };
+    let transfer = |id, more| {
+        Performative::Transfer(Transfer {
+            handle: 0,
+            delivery_id: Some(id),
+            delivery_tag: Some(Bytes::from_static(b"t")),
+            message_format: Some(0),
+            more,
+            ..Transfer::default()
+        })
+    };
+    let message = amqp_message(b"body");
+    let (head, tail) = message.split_at(message.len() / 2);
+    let frames: [(Performative, &[u8]); 12] = [
+        (
+            Performative::Open(Open {
+                container_id: "peer".into(),
+                max_frame_size: 512,
+                channel_max: 2,
+                ..Open::default()
+            }),
+            b"",
+        ),
+        (
+            Performative::Begin(Begin {
+                remote_channel: None,
+                next_outgoing_id: 0,
+                incoming_window: 5,
+                outgoing_window: 5,
+                handle_max: 3,
+            }),
+            b"",
+        ),
+        (attach(0, Role::Sender), b""),
+        (attach(2, Role::Receiver), b""),
+        (transfer(0, false), &message),
+        (transfer(1, true), head),
+        (transfer(1, false), tail),
+        (
+            Performative::Flow(Flow {
+                next_incoming_id: Some(0),
+                incoming_window: 5,
+                handle: Some(2),
+                delivery_count: Some(0),
+                link_credit: Some(2),
+                drain: true,
+                ..Flow::default()
+            }),
+            b"",
+        ),
+        (
+            Performative::Disposition(Disposition {
+                role: Role::Receiver,
+                first: 0,
+                last: 9,
+                settled: false,
+                state: Some(DeliveryState::Accepted),
+            }),
+            b"",
+        ),
+        (
+            Performative::Detach(Detach {
+                handle: 0,
+                closed: true,
+                error: None,
+            }),
+            b"",
+        ),
+        (Performative::End(None), b""),
+        (Performative::Close(None), b""),
+    ];
+    let mut plain = frame::AMQP_HEADER.to_vec();
+    for (performative, payload) in frames {
+        frame::put(&mut plain, FrameKind::Amqp, 0, |body| {
+            performative.write(body);
+            body.extend_from_slice(payload);
+        });
+    }
+    let mut sasl = frame::SASL_HEADER.to_vec();
+    frame::put(&mut sasl, FrameKind::Sasl, 0, |body| {
+        let init = SaslInit {
+            mechanism: "ANONYMOUS".into(),
+            response: None,
+        };
+        init.write(body);
+    });
+    sasl.extend_from_slice(&plain);
+    vec![plain, sasl]
 }
 
 /// Whole, valid inputs.
@@ -105,6 +246,29 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
             segment.resize(4096, 0);
             segment.extend_from_slice(&golden("log/1/p0000-1-records.hex"));
             [0u8, 1].map(|how| [&[how][..], &segment].concat()).to_vec()
+        }
+        "amqp-connection" => amqp_connections(),
+        "amqp-message" => {
+            let member = amqp_message(b"one");
+            let mut batch = Vec::new();
+            let mut writer = MessageWriter::new(&mut batch);
+            (0..3).for_each(|_| writer.data(&member));
+            vec![[&[0][..], &member].concat(), [&[1][..], &batch].concat()]
+        }
+        "amqp-address" => {
+            let mut filter = Vec::new();
+            Writer(&mut filter).map(1, |map| {
+                map.symbol("apache.org:selector-filter:string");
+                map.raw(&[0]);
+                map.ulong(0x0000_468C_0000_0004);
+                map.string("amqp.annotation.x-opt-offset > '12'");
+            });
+            let texts = text(&[
+                "amqps://h:5671/devices/d%2B1/modules/m/messages/deviceBound",
+                "forebay/ConsumerGroups/$Default/Partitions/3",
+                "messages/serviceBound/feedback",
+            ]);
+            [texts, vec![filter]].concat()
         }
         "sas-token" => text(&[
             "SharedAccessSignature sr=hub.example%2Fdevices%2Fthermostat-7&sig=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA%3D&se=1766000000",
