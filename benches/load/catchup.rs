@@ -53,23 +53,52 @@ struct HubDocument {
 }
 
 #[derive(Clone, Deserialize)]
-struct PartitionRange {
-    id: u16,
-    first: u64,
+pub struct PartitionRange {
+    pub id: u16,
+    pub first: u64,
     next: u64,
 }
 
+impl PartitionRange {
+    /// Messages in it.
+    pub fn messages(&self) -> u64 {
+        self.next - self.first
+    }
+}
+
 impl CatchupArgs {
+    /// A backlog that others read.
+    pub fn backlog(mib: u64, size: u64, devices: usize) -> Self {
+        let transport = TransportOptions::default();
+        Self {
+            mib,
+            size,
+            devices,
+            credit_kib: 0,
+            connections: None,
+            udp_payload: transport.udp_payload_bytes_max,
+            kill9: false,
+        }
+    }
+
+    /// Fills the backlog only.
+    ///
+    /// # Errors
+    /// The hub refuses, or is gone.
+    pub async fn run_fill(&self, hub: &mut Hub, transport: &TransportOptions) -> anyhow::Result<Vec<Figure>> {
+        let members = hub.members(self.devices.max(1) + 1).await?;
+        let (probe, members) = members.split_last().expect("there are two at least");
+        self.fill(hub, members, probe, transport).await
+    }
+
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &mut Hub) -> anyhow::Result<Run> {
-        let members = hub.members(self.devices.max(1) + 1).await?;
-        let (probe, members) = members.split_last().expect("there are two at least");
         let transport = TransportOptions {
             udp_payload_bytes_max: self.udp_payload,
             ..TransportOptions::default()
         };
-        let mut figures = self.fill(hub, members, probe, &transport).await?;
+        let mut figures = self.run_fill(hub, &transport).await?;
         figures.splice(0..0, self.read(hub, &transport).await?);
         Ok(Run {
             figures,
@@ -192,7 +221,9 @@ async fn read_partition(
     Ok((cursor.position().0 - start, bytes))
 }
 
-async fn ranges(service: &Service) -> anyhow::Result<Vec<PartitionRange>> {
+/// # Errors
+/// The hub refuses, or is gone.
+pub async fn ranges(service: &Service) -> anyhow::Result<Vec<PartitionRange>> {
     let answer = service.request("hub.get", &serde_json::json!({})).await?;
     let document: HubDocument = serde_json::from_value(answer).context("the hub's answer")?;
     Ok(document.partitions)

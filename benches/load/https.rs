@@ -139,7 +139,11 @@ fn request(hub: &Hub, member: &Member, body: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok([head.as_bytes(), body].concat())
 }
 
-fn client_config(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+/// TLS as a TCP client without application protocols has it.
+///
+/// # Errors
+/// The CA file cannot be read.
+pub fn client_config(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates("CA certificate", ca)? {
         roots.add(certificate)?;

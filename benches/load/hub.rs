@@ -79,6 +79,13 @@ pub struct Member {
     pub key: String,
 }
 
+/// Where Event Hubs clients connect, and with what.
+pub struct AmqpDoor {
+    pub port: u16,
+    pub policy: String,
+    pub key: String,
+}
+
 /// A hub's child process and its folder; dropping it ends both.
 struct Started {
     args: HubArgs,
@@ -218,6 +225,31 @@ impl Hub {
 
     pub fn https_port(&self) -> u16 {
         self.endpoints.https_port
+    }
+
+    /// # Errors
+    /// There is no such port, or `endpoints.json` has no policy.
+    pub fn amqp_door(&self, is_plain: bool) -> anyhow::Result<AmqpDoor> {
+        let port = match is_plain {
+            true => self.endpoints.amqp_plain_port,
+            false => self.endpoints.amqps_port,
+        };
+        ensure!(port != 0, "the hub has no such AMQP port");
+        let owner = ConnectionString::parse(&self.endpoints.eventhub_connection_string)?;
+        Ok(AmqpDoor {
+            port,
+            policy: owner.shared_access_key_name.context("endpoints.json has no policy")?,
+            key: owner.shared_access_key.context("endpoints.json has no key")?,
+        })
+    }
+
+    /// The name of the built-in endpoint.
+    ///
+    /// # Errors
+    /// `endpoints.json` does not say.
+    pub fn entity(&self) -> anyhow::Result<String> {
+        let owner = ConnectionString::parse(&self.endpoints.eventhub_connection_string)?;
+        owner.entity_path.context("endpoints.json names no event hub")
     }
 
     /// A socket for any number of connections.

@@ -7,10 +7,12 @@
 //! One file a scenario; beside them [`hub`] (which hub), [`fleet`] (its devices), [`saturate`] and [`pace`] (how they
 //! send), [`measure`] (what is read before and after) and [`report`] (what is printed).
 
+mod amqp;
 mod bare;
 mod c2d;
 mod catchup;
 mod cpu;
+mod events;
 mod fleet;
 mod https;
 mod hub;
@@ -78,6 +80,8 @@ enum Scenario {
     Latency(latency::LatencyArgs),
     /// Fill a backlog, then read all of it; with --kill9 the hub is killed in between
     Catchup(catchup::CatchupArgs),
+    /// Fill a backlog, then read all of it over AMQP as Event Hubs clients do
+    Events(events::EventsArgs),
     /// Many quiet sessions: memory of the server for each
     Idle(idle::IdleArgs),
     /// All sessions are lost at once and come back: handshakes a second and their cost
@@ -102,6 +106,7 @@ impl Scenario {
             Self::Ingest(_) => "ingest",
             Self::Latency(_) => "latency",
             Self::Catchup(_) => "catchup",
+            Self::Events(_) => "events",
             Self::Idle(_) => "idle",
             Self::Storm(_) => "storm",
             Self::Https(_) => "https",
@@ -118,6 +123,7 @@ impl Scenario {
             Self::Ingest(args) => serde_json::to_value(args),
             Self::Latency(args) => serde_json::to_value(args),
             Self::Catchup(args) => serde_json::to_value(args),
+            Self::Events(args) => serde_json::to_value(args),
             Self::Idle(args) => serde_json::to_value(args),
             Self::Storm(args) => serde_json::to_value(args),
             Self::Https(args) => serde_json::to_value(args),
@@ -134,6 +140,7 @@ impl Scenario {
             Self::Ingest(args) => args.run(hub).await,
             Self::Latency(args) => args.run(hub).await,
             Self::Catchup(args) => args.run(hub).await,
+            Self::Events(args) => args.run(hub).await,
             Self::Idle(args) => args.run(hub).await,
             Self::Storm(args) => args.run(hub).await,
             Self::Https(args) => args.run(hub).await,
