@@ -111,8 +111,12 @@ impl World {
         let known = self.history[index].last().map_or(0, Seen::next);
         if end < known {
             assert!(may_lose, "{end} of {known} durable records are left");
-            self.history[index].retain(|seen| seen.first < end);
-            // What is lost was promised at a level that does not survive a power cut.
+            // What is lost was promised at a level that does not survive a power cut: also under epochs of before.
+            let lost = self.history[index].extract_if(.., |seen| seen.first >= end);
+            self.given_up.extend(lost.flat_map(|seen| {
+                let sequences = seen.first_sequence..seen.first_sequence + u64::from(seen.count);
+                sequences.map(move |sequence| (seen.device, seen.epoch, sequence))
+            }));
             let stored = self.stored();
             for (n, device) in self
                 .devices

@@ -216,6 +216,36 @@ fn run(durability: Durability, steps: &[Step], seed: u64) {
     );
 }
 
+/// A power cut took what an earlier epoch had stored, and the store remembers its sequence: the answer to a device that
+/// comes back under that epoch covers what is lost.
+#[test]
+fn a_lost_tail_may_be_of_an_earlier_epoch() {
+    let steps = [
+        Step::Send {
+            device: 1,
+            count: 1,
+            bytes: 0,
+        },
+        Step::Reconnect {
+            device: 1,
+            how: Connect::LostBuffer,
+        },
+        Step::TakeSnapshots,
+        Step::Reconnect {
+            device: 0,
+            how: Connect::Resume,
+        },
+        Step::Crash {
+            seed: 2_595_327_168_702_676_386,
+        },
+        Step::Reconnect {
+            device: 1,
+            how: Connect::OldEpoch,
+        },
+    ];
+    run(Durability::Interval(Duration::from_millis(10)), &steps, 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
