@@ -29,7 +29,9 @@ fn limits() -> Limits {
 pub(super) fn connection(input: &[u8]) {
     let whole = talk(input, input.len().max(1));
     let piece = usize::from(input.first().copied().unwrap_or(0)) % 61 + 1;
-    assert!(talk(input, piece) == whole, "in pieces of {piece} bytes");
+    let cut = talk(input, piece);
+    assert_eq!(cut.0, whole.0, "in pieces of {piece} bytes");
+    assert_eq!(cut.1, whole.1, "in pieces of {piece} bytes");
 }
 
 /// What happened, and what the hub said to it.

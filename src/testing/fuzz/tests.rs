@@ -53,7 +53,7 @@ fn wire(name: &str) -> Vec<u8> {
 }
 
 /// A message with every section that is looked at.
-fn amqp_message(body: &[u8]) -> Vec<u8> {
+fn sections(body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut writer = MessageWriter::new(&mut bytes);
     writer.annotations(1, |map| {
@@ -105,7 +105,7 @@ fn amqp_connections() -> Vec<Vec<u8>> {
             ..Transfer::default()
         })
     };
-    let message = amqp_message(b"body");
+    let message = sections(b"body");
     let (head, tail) = message.split_at(message.len() / 2);
     let frames: [(Performative, &[u8]); 12] = [
         (
@@ -249,7 +249,7 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
         }
         "amqp-connection" => amqp_connections(),
         "amqp-message" => {
-            let member = amqp_message(b"one");
+            let member = sections(b"one");
             let mut batch = Vec::new();
             let mut writer = MessageWriter::new(&mut batch);
             (0..3).for_each(|_| writer.data(&member));
@@ -396,6 +396,9 @@ targets! {
     connection_string = "connection-string";
     config = "config";
     query = "query";
+    amqp_connection = "amqp-connection";
+    amqp_message = "amqp-message";
+    amqp_address = "amqp-address";
     websocket_frames = "websocket-frames";
     websocket_handshake = "websocket-handshake";
 }

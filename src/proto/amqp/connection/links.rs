@@ -222,8 +222,10 @@ impl Connection {
             // The window is the session's: any of its links may have waited for it.
             let session = &self.sessions[&channel];
             let others = session.handles.values().filter(|other| Some(**other) != changed);
-            let senders = others.filter(|other| self.links.get(other).is_some_and(|link| link.role == Role::Sender));
-            self.events.extend(senders.map(|other| Event::Flow(*other)));
+            let is_sender = |id: &&LinkId| self.links.get(id).is_some_and(|link| link.role == Role::Sender);
+            let mut senders: Vec<LinkId> = others.filter(is_sender).copied().collect();
+            senders.sort_unstable();
+            self.events.extend(senders.into_iter().map(Event::Flow));
         }
         Ok(changed.map(Event::Flow))
     }

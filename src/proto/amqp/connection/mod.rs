@@ -453,6 +453,9 @@ impl Connection {
     }
 
     fn forget_links(&mut self, links: impl Iterator<Item = LinkId>) {
+        // A map's order is chance.
+        let mut links: Vec<LinkId> = links.collect();
+        links.sort_unstable();
         for id in links {
             if let Some(link) = self.links.remove(&id) {
                 self.assembling_bytes -= link.partial.map_or(0, |partial| partial.payload.len());
