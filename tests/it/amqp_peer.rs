@@ -25,6 +25,7 @@ use crate::peers::{HOST, within};
 
 const CBS_SENDER: u32 = 100;
 const CBS_RECEIVER: u32 = 101;
+const SELECTOR: &str = "apache.org:selector-filter:string";
 const CORRELATION: &str = "com.microsoft:channel-correlation-id";
 
 /// A message from the hub.
@@ -44,6 +45,10 @@ pub struct Asked<'a> {
     pub sender_settles: SenderSettles,
     pub receiver_settles: ReceiverSettles,
     pub correlation: &'a str,
+    /// Where a reader of events begins.
+    pub selector: Option<&'a str>,
+    /// A reader's owner level.
+    pub level: Option<i64>,
 }
 
 impl<'a> Asked<'a> {
@@ -54,6 +59,8 @@ impl<'a> Asked<'a> {
             sender_settles: SenderSettles::Mixed,
             receiver_settles: ReceiverSettles::First,
             correlation: "",
+            selector: None,
+            level: None,
         }
     }
 
@@ -77,6 +84,8 @@ pub struct AmqpPeer {
     stream: TlsStream<TcpStream>,
     input: BytesMut,
     is_over: bool,
+    /// Why the hub closed the connection.
+    closed: Option<Error>,
     next_delivery: u32,
     next_request: u32,
     credit: BTreeMap<u32, Credit>,
@@ -106,6 +115,7 @@ impl AmqpPeer {
             stream: within(connecting).await.unwrap(),
             input: BytesMut::new(),
             is_over: false,
+            closed: None,
             next_delivery: 0,
             next_request: 0,
             credit: BTreeMap::new(),
@@ -227,7 +237,11 @@ impl AmqpPeer {
                     error: None,
                 }));
             }
-            Performative::Close(_) | Performative::End(_) => self.is_over = true,
+            Performative::Close(error) => {
+                self.closed = error;
+                self.is_over = true;
+            }
+            Performative::End(_) => self.is_over = true,
             Performative::Open(_) | Performative::Begin(_) => {}
         }
         None
@@ -255,14 +269,28 @@ impl AmqpPeer {
 
     /// Asks for a link; its error if it is refused.
     pub async fn attach(&mut self, handle: u32, asked: Asked<'_>) -> Result<(), Error> {
-        let (source, target) = match asked.role {
+        let (mut source, target) = match asked.role {
             Role::Sender => (Terminus::new("mine"), Terminus::new(asked.address)),
             Role::Receiver => (Terminus::new(asked.address), Terminus::new("mine")),
         };
+        source.filter = asked.selector.map(|selector| {
+            let mut filter = Vec::new();
+            Writer(&mut filter).map(1, |map| {
+                map.symbol(SELECTOR);
+                map.raw(&[0]);
+                map.symbol(SELECTOR);
+                map.string(selector);
+            });
+            filter.into()
+        });
         let mut properties = Vec::new();
-        Writer(&mut properties).map(1, |map| {
+        Writer(&mut properties).map(1 + usize::from(asked.level.is_some()), |map| {
             map.symbol(CORRELATION);
             map.string(asked.correlation);
+            if let Some(level) = asked.level {
+                map.symbol("com.microsoft:epoch");
+                map.long(level);
+            }
         });
         self.detached.remove(&handle);
         self.credit.remove(&handle);
@@ -421,6 +449,17 @@ impl AmqpPeer {
             Some(Value::Int(status)) => status,
             other => panic!("no status: {other:?}"),
         }
+    }
+
+    /// Waits for the connection's end, and why.
+    pub async fn closed(&mut self) -> Option<Error> {
+        within(async {
+            while !self.is_over {
+                self.pump().await;
+            }
+        })
+        .await;
+        self.closed.take()
     }
 
     /// Ends the connection without a word.

@@ -2,6 +2,7 @@
 
 mod amqp_devices;
 mod amqp_peer;
+mod amqp_services;
 mod backlog;
 mod certificates;
 mod cli;
