@@ -1,6 +1,6 @@
 //! A link as the task that serves it sees it.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use super::credentials::{Grant, Granted};
 use super::error;
 use crate::hub::auth::AuthError;
 use crate::model::UtcMillis;
-use crate::proto::amqp::{Accept, Connection, Delivery, DeliveryState, Error, LinkId, Settled};
+use crate::proto::amqp::{Accept, Connection, Delivery, DeliveryState, Error, LinkId, Outgoing, Settled};
 
 /// What stands to be sent before links have to wait; a second buffer of the size is on its way meanwhile.
 pub(super) const OUTPUT_BYTES_MAX: usize = 128 * 1024;
@@ -298,13 +298,28 @@ impl Link {
         delivery
     }
 
-    /// To send many messages at once.
-    pub fn sending(&self) -> Sending<'_> {
-        Sending {
-            core: self.core.borrow_mut(),
-            id: self.id,
-            has_sent: false,
+    /// To send many messages at once; `None` if the link is gone.
+    pub fn send_all<R>(&self, send: impl FnOnce(&mut Sending<'_>) -> R) -> Option<R> {
+        let mut core = self.core.borrow_mut();
+        if core.is_over {
+            return None;
         }
+        let mut sending = Sending {
+            outgoing: core.connection.outgoing(self.id)?,
+            wants_room: false,
+            has_sent: false,
+        };
+        let result = send(&mut sending);
+        let Sending {
+            wants_room, has_sent, ..
+        } = sending;
+        if wants_room && let Some(slot) = core.slots.get_mut(&self.id) {
+            slot.wants_room = true;
+        }
+        if has_sent {
+            core.wake_driver();
+        }
+        Some(result)
     }
 
     /// Gives back what is left of the credit, if the peer waits for that.
@@ -317,31 +332,27 @@ impl Link {
     }
 }
 
-/// Holds the connection for the messages of one link; dropped before anything is awaited.
+/// A link that many messages are sent on at once.
 pub struct Sending<'a> {
-    core: RefMut<'a, Core>,
-    id: LinkId,
+    outgoing: Outgoing<'a>,
+    wants_room: bool,
     has_sent: bool,
 }
 
 impl Sending<'_> {
     /// As `Link::can_send`.
     pub fn can_send(&mut self) -> bool {
-        self.core.can_send(self.id)
+        if self.outgoing.output_bytes() >= OUTPUT_BYTES_MAX {
+            self.wants_room = true;
+            return false;
+        }
+        self.outgoing.can_send()
     }
 
     /// As `Link::send`.
     pub fn send(&mut self, tag: &[u8], write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         self.has_sent = true;
-        self.core.connection.send(self.id, tag, write)
-    }
-}
-
-impl Drop for Sending<'_> {
-    fn drop(&mut self) {
-        if self.has_sent {
-            self.core.wake_driver();
-        }
+        self.outgoing.send(tag, write)
     }
 }
 

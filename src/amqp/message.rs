@@ -1,10 +1,8 @@
 //! A message's sections as the hub's own message: telemetry from devices, and messages to them from services.
 
-use foldhash::HashSet;
-
-use crate::model::{Message, SystemKey};
+use crate::model::{Message, PropertyNames, SystemKey};
 use crate::proto::amqp::message::{Body, Id, Message as Sections, uuid_text};
-use crate::proto::amqp::value::{Compound, Value};
+use crate::proto::amqp::value::{Compound, Value, ValueError};
 
 /// Why a message cannot be taken. The words are for its sender.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +13,8 @@ pub enum MessageError {
     Property(String),
     #[error("a property's name is no text, or empty")]
     Name,
+    #[error("a map of properties cannot be read: {0}")]
+    Map(ValueError),
     #[error("{0} is not valid")]
     System(&'static str),
     #[error("the creation time is not ISO 8601 in UTC")]
@@ -67,7 +67,8 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
         properties.content_encoding.map(str::to_owned),
     );
     set(SystemKey::AbsoluteExpiryTime, expiry);
-    for (name, value) in pairs(sections.annotations.as_ref()) {
+    for pair in pairs(sections.annotations.as_ref()) {
+        let (name, value) = pair?;
         let is = |key: &&SystemKey| name.is_some_and(|name| key.name().eq_ignore_ascii_case(name));
         let key = OF_ANNOTATIONS.iter().find(is);
         if let Some(key) = key
@@ -77,8 +78,9 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
             message.system.push((*key, text));
         }
     }
-    let mut names = Names::default();
-    for (name, value) in pairs(sections.application_properties.as_ref()) {
+    let mut names = PropertyNames::default();
+    for pair in pairs(sections.application_properties.as_ref()) {
+        let (name, value) = pair?;
         let name = name.filter(|name| !name.is_empty()).ok_or(MessageError::Name)?;
         // IoT Hub, AMQP section 4.1: property values are text. What has one clear text is taken as that.
         let value = text(&value).ok_or_else(|| MessageError::Property(name.to_owned()))?;
@@ -98,24 +100,6 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
     }
     message.body = body(&sections.body)?;
     Ok(message)
-}
-
-/// Tells names apart, whatever their case. A message has few, or a sender wants the hub to work: then they are looked up.
-#[derive(Default)]
-struct Names(HashSet<String>);
-
-impl Names {
-    const FEW: usize = 32;
-
-    fn is_new(&mut self, known: &[(String, String)], name: &str) -> bool {
-        if known.len() < Self::FEW {
-            return known.iter().all(|(known, _)| !known.eq_ignore_ascii_case(name));
-        }
-        if self.0.is_empty() {
-            self.0.extend(known.iter().map(|(known, _)| known.to_ascii_lowercase()));
-        }
-        self.0.insert(name.to_ascii_lowercase())
-    }
 }
 
 /// The bytes of a body.
@@ -142,9 +126,12 @@ pub fn guid_tag(token: [u8; 16]) -> [u8; 16] {
     tag
 }
 
-fn pairs<'a>(map: Option<&Compound<'a>>) -> impl Iterator<Item = (Option<&'a str>, Value<'a>)> {
-    let pairs = map.map(|map| map.pairs().map_while(Result::ok));
-    pairs.into_iter().flatten().map(|(name, value)| (name.as_text(), value))
+fn pairs<'a>(map: Option<&Compound<'a>>) -> impl Iterator<Item = Result<(Option<&'a str>, Value<'a>), MessageError>> {
+    let pairs = map.map(Compound::pairs).into_iter().flatten();
+    pairs.map(|pair| {
+        let (name, value) = pair.map_err(MessageError::Map)?;
+        Ok((name.as_text(), value))
+    })
 }
 
 /// The text of a simple value.
@@ -291,6 +278,14 @@ mod tests {
         assert_eq!(value(&|writer| writer.binary(&[1, 2])), Ok(vec![1, 2]));
         assert_eq!(value(&|writer| writer.uint(1)), Err(MessageError::Body));
         assert_eq!(read_of(|_| ()).map(|message| message.body), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_map_that_breaks_off_is_refused() {
+        // One pair is announced, and there is no value for its key.
+        let broken = [0x00, 0x53, 0x74, 0xc1, 4, 2, 0xa1, 1, b'a'];
+        let sections = Sections::read(&broken).unwrap();
+        assert_eq!(read(&sections), Err(MessageError::Map(ValueError::Truncated)));
     }
 
     #[test]

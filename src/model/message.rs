@@ -1,5 +1,7 @@
 //! One telemetry message as a device gives it and a consumer gets it.
 
+use std::collections::HashSet;
+
 /// The system properties a device may set, with the number that stands for each on the native protocol.
 ///
 /// Names and meanings: `contract/message-format.md` section 2. What the hub stamps (device id, enqueued time, auth
@@ -135,6 +137,27 @@ impl Message {
     }
 }
 
+/// Tells the names of application properties apart, whatever their case. A message has few, or a sender wants the hub to
+/// work: then they are looked up.
+#[derive(Debug, Default)]
+pub struct PropertyNames(HashSet<String>);
+
+impl PropertyNames {
+    const FEW: usize = 32;
+
+    /// Whether the name is none of those in `known`, to which the caller then adds it. One set for one message.
+    // IoT Hub, message format section 7: of names that differ only in case, one is forwarded.
+    pub fn is_new(&mut self, known: &[(String, String)], name: &str) -> bool {
+        if known.len() < Self::FEW {
+            return known.iter().all(|(known, _)| !known.eq_ignore_ascii_case(name));
+        }
+        if self.0.is_empty() {
+            self.0.extend(known.iter().map(|(known, _)| known.to_ascii_lowercase()));
+        }
+        self.0.insert(name.to_ascii_lowercase())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +178,20 @@ mod tests {
             .system(SystemKey::MessageId, "id")
             .property("name", "val");
         assert_eq!(message.counted_bytes(), 5 + 2 + 7);
+    }
+
+    #[test]
+    fn names_are_told_apart_however_many_there_are() {
+        let mut names = PropertyNames::default();
+        let mut known: Vec<(String, String)> = Vec::new();
+        for n in 0..200 {
+            for name in [format!("Name-{n}"), format!("nAME-{n}"), "name-0".to_owned()] {
+                if names.is_new(&known, &name) {
+                    known.push((name, String::new()));
+                }
+            }
+        }
+        assert_eq!(known.len(), 200);
+        assert!(known.iter().all(|(name, _)| name.starts_with("Name-")));
     }
 }

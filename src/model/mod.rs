@@ -12,5 +12,5 @@ pub mod time;
 pub use ids::{
     ConsumerGroup, DeviceId, Epoch, Generation, IdError, ModuleId, PartitionId, PolicyName, SequenceNumber, device_hash,
 };
-pub use message::{Message, SystemKey};
+pub use message::{Message, PropertyNames, SystemKey};
 pub use time::UtcMillis;

@@ -18,6 +18,6 @@ pub mod performative;
 pub mod selector;
 pub mod value;
 
-pub use connection::{Accept, Connection, Delivery, Event, Limits, LinkId, Settled};
+pub use connection::{Accept, Connection, Delivery, Event, Limits, LinkId, Outgoing, Settled};
 pub use error::{Condition, Error, Info};
 pub use performative::{Attach, DeliveryState, Role};

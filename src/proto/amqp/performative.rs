@@ -29,6 +29,9 @@ const TARGET: u8 = 0x29;
 const SASL_MECHANISMS: u8 = 0x40;
 const SASL_INIT: u8 = 0x41;
 const SASL_OUTCOME: u8 = 0x44;
+const NULL: u8 = 0x40;
+const TRUE: u8 = 0x41;
+const FALSE: u8 = 0x42;
 /// Of outcomes, which have no fields to index; performatives never are this short.
 const EMPTY_LIST: [u8; 1] = [0x45];
 
@@ -537,12 +540,16 @@ pub(super) fn write_transfer(transfer: &Transfer, tag: Option<&[u8]>, writer: &m
         list.optional(tag, Writer::binary);
         list.optional(transfer.message_format, Writer::uint);
         list.optional(transfer.settled, Writer::boolean);
-        list.boolean(transfer.more);
-        list.null();
-        list.null();
-        list.boolean(false);
-        list.boolean(transfer.aborted);
-        list.boolean(false);
+        let boolean = |value| if value { TRUE } else { FALSE };
+        // More; receiver's settle mode and state; resume, aborted, batchable.
+        list.raw(&[
+            boolean(transfer.more),
+            NULL,
+            NULL,
+            FALSE,
+            boolean(transfer.aborted),
+            FALSE,
+        ]);
     });
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::EventHubs;
 use super::event::{EventWriter, LastEnqueued, of_offset};
 use super::seats::Seat;
-use crate::amqp::Link;
+use crate::amqp::{Link, Sending};
 use crate::log::record::Record;
 use crate::log::{Cursor, DiskStorage, PartitionView, ReadError, SeekError, Start};
 use crate::model::{ConsumerGroup, PartitionId, SequenceNumber, UtcMillis};
@@ -197,7 +197,9 @@ impl Reader {
             if self.rest.bytes.is_empty() && !self.read(is_new)? {
                 break;
             }
-            result = self.send_rest(link, &mut sent);
+            let last = self.tells_last.then(|| self.last_enqueued(link));
+            let sending = link.send_all(|sending| self.send_rest(sending, last.as_ref(), &mut sent));
+            result = sending.unwrap_or(Ok(()));
             if result.is_err() {
                 break;
             }
@@ -237,9 +239,12 @@ impl Reader {
         }
     }
 
-    fn send_rest(&mut self, link: &Link, sent: &mut Sent) -> Result<(), Error> {
-        let last = self.tells_last.then(|| self.last_enqueued(link));
-        let mut sending = link.sending();
+    fn send_rest(
+        &mut self,
+        sending: &mut Sending<'_>,
+        last: Option<&LastEnqueued>,
+        sent: &mut Sent,
+    ) -> Result<(), Error> {
         while !self.rest.bytes.is_empty() {
             let record = Record::parse(&self.rest.bytes).map_err(|error| unreadable(&error))?;
             let header = record.header;
@@ -259,7 +264,7 @@ impl Reader {
                 let mut bytes = 0;
                 sending.send(&sequence.0.to_be_bytes(), |out| {
                     let before = out.len();
-                    writer.write(sequence, &message, last.as_ref(), out);
+                    writer.write(sequence, &message, last, out);
                     bytes = out.len() - before;
                 });
                 sent.bytes += bytes as u64;

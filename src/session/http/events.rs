@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::http::{Call, Refused};
 use crate::hub::ErrorCode;
-use crate::model::{Message, SystemKey};
+use crate::model::{Message, PropertyNames, SystemKey};
 use crate::shard::command::Messages;
 use crate::wire::batch::BatchBuilder;
 
@@ -59,7 +59,7 @@ fn is_batch(content_type: Option<&str>) -> bool {
 }
 
 fn from_headers(call: &Call) -> Result<Message, Refused> {
-    let mut message = Message::default();
+    let (mut message, mut names) = (Message::default(), PropertyNames::default());
     for (name, value) in call.headers() {
         let name = name.as_str();
         if !may_be_property(name) {
@@ -67,7 +67,7 @@ fn from_headers(call: &Call) -> Result<Message, Refused> {
         }
         let value = std::str::from_utf8(value.as_bytes())
             .map_err(|_| Refused::invalid(format_args!("the header {name} is not text")))?;
-        add(&mut message, name, value)?;
+        add(&mut message, &mut names, name, value)?;
     }
     Ok(message)
 }
@@ -118,9 +118,9 @@ fn from_json(body: &[u8]) -> Result<Vec<Message>, Refused> {
         } else {
             item.body.into_owned().into_bytes()
         };
-        let mut message = Message::new(body);
+        let (mut message, mut names) = (Message::new(body), PropertyNames::default());
         for (name, value) in item.properties.unwrap_or_default().0 {
-            add(&mut message, &name, &value)?;
+            add(&mut message, &mut names, &name, &value)?;
         }
         Ok(message)
     };
@@ -132,7 +132,7 @@ fn may_be_property(name: &str) -> bool {
 }
 
 /// Adds what a header, or a batch's property of the same name, says. Others are passed over.
-fn add(message: &mut Message, name: &str, value: &str) -> Result<(), Refused> {
+fn add(message: &mut Message, names: &mut PropertyNames, name: &str, value: &str) -> Result<(), Refused> {
     if let Some(key) = system_key(name) {
         if key == SystemKey::CreationTimeUtc {
             check_creation_time(value)?;
@@ -150,12 +150,7 @@ fn add(message: &mut Message, name: &str, value: &str) -> Result<(), Refused> {
     if property.is_empty() {
         return Err(Refused::invalid("an application property without a name"));
     }
-    // IoT Hub, message format section 7: of names that differ only in case, one is forwarded.
-    let is_new = !message
-        .properties
-        .iter()
-        .any(|(known, _)| known.eq_ignore_ascii_case(property));
-    if is_new {
+    if names.is_new(&message.properties, property) {
         message.properties.push((property.to_owned(), value.to_owned()));
     }
     Ok(())
@@ -244,14 +239,14 @@ mod tests {
 
     #[test]
     fn of_names_that_differ_in_case_the_first_stays() {
-        let mut message = Message::default();
+        let (mut message, mut names) = (Message::default(), PropertyNames::default());
         for (name, value) in [
             ("iothub-app-a", "1"),
             ("IOTHUB-APP-A", "2"),
             ("iothub-to", "x"),
             ("iothub-to", "y"),
         ] {
-            add(&mut message, name, value).unwrap();
+            add(&mut message, &mut names, name, value).unwrap();
         }
         assert_eq!(
             message,

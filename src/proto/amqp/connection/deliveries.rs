@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Connection, Delivery, Event, LinkId, LinkPhase, Partial, Settled, no_session};
+use super::{Connection, Delivery, Event, Link, LinkId, LinkPhase, Partial, Session, Settled, no_session};
 use crate::proto::amqp::error::{Condition, Error};
 use crate::proto::amqp::frame::{self, FrameKind};
 use crate::proto::amqp::performative::{DeliveryState, Disposition, Performative, Role, Transfer, write_transfer};
@@ -221,28 +221,86 @@ impl Connection {
         }
     }
 
+    /// The link as one that sends; `None` if it is gone.
+    pub fn outgoing(&mut self, id: LinkId) -> Option<Outgoing<'_>> {
+        let link = self.links.get_mut(&id)?;
+        Some(Outgoing {
+            session: self.sessions.get_mut(&link.channel)?,
+            link,
+            id,
+            output: &mut self.output,
+            frame_bytes_max: self.remote_frame_bytes_max as usize,
+        })
+    }
+
     /// Whether a message may be sent now.
-    pub fn can_send(&self, id: LinkId) -> bool {
-        let Some(link) = self.links.get(&id) else { return false };
-        link.phase == LinkPhase::Attached
-            && link.credit > 0
-            && self
-                .sessions
-                .get(&link.channel)
-                .is_some_and(|session| session.remote_incoming_window > 0 && session.stalled.is_empty())
+    pub fn can_send(&mut self, id: LinkId) -> bool {
+        self.outgoing(id).is_some_and(|outgoing| outgoing.can_send())
     }
 
     /// Sends a message, which `write` appends. Only where `can_send` says so. Returns the delivery's id in its session.
     pub fn send(&mut self, id: LinkId, tag: &[u8], write: impl FnOnce(&mut Vec<u8>)) -> u32 {
-        let link = self.links.get_mut(&id).expect("only a link with credit is sent on");
+        let mut outgoing = self.outgoing(id).expect("only a link with credit is sent on");
+        outgoing.send(tag, write)
+    }
+
+    pub(super) fn release_stalled(&mut self, channel: u16) {
+        if let Some(session) = self.sessions.get_mut(&channel) {
+            session.release_stalled(&mut self.output);
+        }
+    }
+}
+
+impl Session {
+    fn release_stalled(&mut self, output: &mut Vec<u8>) {
+        while self.remote_incoming_window > 0
+            && let Some(whole) = self.stalled.pop_front()
+        {
+            self.remote_incoming_window -= 1;
+            self.next_outgoing_id = self.next_outgoing_id.wrapping_add(1);
+            output.extend(whole);
+        }
+    }
+}
+
+/// A link that sends, looked up once for many messages.
+pub struct Outgoing<'a> {
+    link: &'a mut Link,
+    session: &'a mut Session,
+    id: LinkId,
+    output: &'a mut Vec<u8>,
+    frame_bytes_max: usize,
+}
+
+impl Outgoing<'_> {
+    /// Whether a message may be sent now.
+    pub fn can_send(&self) -> bool {
+        self.link.phase == LinkPhase::Attached
+            && self.link.credit > 0
+            && self.session.remote_incoming_window > 0
+            && self.session.stalled.is_empty()
+    }
+
+    pub fn output_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// As `Connection::send`.
+    pub fn send(&mut self, tag: &[u8], write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        let Self {
+            link,
+            session,
+            id,
+            output,
+            frame_bytes_max,
+        } = self;
         assert!(link.credit > 0, "only a link with credit is sent on");
         link.credit -= 1;
         link.delivery_count = link.delivery_count.wrapping_add(1);
-        let session = self.sessions.get_mut(&link.channel).expect("links live in sessions");
         let delivery_id = session.next_delivery_id;
         session.next_delivery_id = delivery_id.wrapping_add(1);
         if link.tracks_outcomes && !link.is_settled {
-            session.unsettled.insert(delivery_id, id);
+            session.unsettled.insert(delivery_id, *id);
         }
         let mut transfer = Transfer {
             handle: link.handle,
@@ -253,19 +311,19 @@ impl Connection {
             more: false,
             aborted: false,
         };
-        let start = frame::begin(&mut self.output, FrameKind::Amqp, session.channel);
-        write_transfer(&transfer, Some(tag), &mut Writer(&mut self.output));
-        let payload_start = self.output.len();
-        write(&mut self.output);
-        if self.output.len() - start <= self.remote_frame_bytes_max as usize {
-            frame::finish(&mut self.output, start);
+        let start = frame::begin(output, FrameKind::Amqp, session.channel);
+        write_transfer(&transfer, Some(tag), &mut Writer(output));
+        let payload_start = output.len();
+        write(output);
+        if output.len() - start <= *frame_bytes_max {
+            frame::finish(output, start);
             session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
             session.remote_incoming_window -= 1;
             return delivery_id;
         }
-        let payload = self.output.split_off(payload_start);
-        self.output.truncate(start);
-        let room = self.remote_frame_bytes_max as usize - (payload_start - start);
+        let payload = output.split_off(payload_start);
+        output.truncate(start);
+        let room = *frame_bytes_max - (payload_start - start);
         let mut chunks = payload.chunks(room).peekable();
         while let Some(chunk) = chunks.next() {
             transfer.more = chunks.peek().is_some();
@@ -276,21 +334,7 @@ impl Connection {
             });
             session.stalled.push_back(whole);
         }
-        let channel = session.channel;
-        self.release_stalled(channel);
+        session.release_stalled(output);
         delivery_id
-    }
-
-    pub(super) fn release_stalled(&mut self, channel: u16) {
-        let Some(session) = self.sessions.get_mut(&channel) else {
-            return;
-        };
-        while session.remote_incoming_window > 0
-            && let Some(whole) = session.stalled.pop_front()
-        {
-            session.remote_incoming_window -= 1;
-            session.next_outgoing_id = session.next_outgoing_id.wrapping_add(1);
-            self.output.extend(whole);
-        }
     }
 }

@@ -23,6 +23,8 @@ mod tests;
 
 use std::collections::VecDeque;
 
+pub use self::deliveries::Outgoing;
+
 use bytes::{Bytes, BytesMut};
 use foldhash::{HashMap, HashMapExt as _};
 
