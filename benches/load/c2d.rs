@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use forebay::client::endpoint::TransportOptions;
+use forebay::client::service::Service;
+use forebay::proto::amqp::message::{MessageWriter, Properties};
 use serde::Serialize;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::amqp::Connection;
+use crate::amqp::sender::Sender;
 use crate::cpu::Memory;
 use crate::fleet;
 use crate::hub::Hub;
@@ -38,6 +42,52 @@ pub struct C2dArgs {
     /// Body of a message in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     size: usize,
+    /// How services send
+    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
+    protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    Quic,
+    Amqp,
+}
+
+/// What one sender holds.
+enum Way {
+    Quic(Arc<Service>, String),
+    Amqp(Box<Sender>, Vec<u8>),
+}
+
+impl Way {
+    /// Sends one message and waits until it is durable.
+    async fn send(&mut self, device: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Quic(service, body) => {
+                let document = json!({ "deviceId": device, "bodyBase64": body });
+                service.request("c2d.send", &document).await?;
+            }
+            Self::Amqp(sender, body) => {
+                let mut payload = Vec::new();
+                let mut writer = MessageWriter::new(&mut payload);
+                writer.properties(&Properties {
+                    to: Some(&format!("/devices/{device}/messages/devicebound")),
+                    ..Properties::default()
+                });
+                writer.data(body);
+                while !sender.may_send() {
+                    sender.wait(|_| ()).await?;
+                }
+                sender.put(&payload);
+                sender.flush().await?;
+                while sender.unsettled() > 0 {
+                    sender.wait(|_| ()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl C2dArgs {
@@ -51,15 +101,26 @@ impl C2dArgs {
         let members = Arc::new(hub.members(self.devices).await?);
         let endpoint = hub.endpoint(&TransportOptions::default())?;
         let service = Arc::new(hub.service(&endpoint).await?);
-        let body = STANDARD.encode(fleet::body(self.size));
+        let body = fleet::body(self.size);
+        let mut ways = Vec::new();
+        for _ in 0..self.senders {
+            ways.push(match self.protocol {
+                Protocol::Quic => Way::Quic(service.clone(), STANDARD.encode(&body)),
+                Protocol::Amqp => {
+                    let connection = Connection::open(hub, false).await?;
+                    let sender = Sender::attach(connection, "/messages/devicebound").await?;
+                    Way::Amqp(Box::new(sender), body.to_vec())
+                }
+            });
+        }
         Progress::sleep("settle", SETTLE).await;
         let empty = Memory::of(hub.pid())?;
         let total = self.devices as u64 * self.queued;
         let next = Arc::new(AtomicU64::new(0));
         let before = Mark::now(hub)?;
         let mut senders = JoinSet::new();
-        for _ in 0..self.senders {
-            let (service, members, next, body) = (service.clone(), members.clone(), next.clone(), body.clone());
+        for mut way in ways {
+            let (members, next) = (members.clone(), next.clone());
             senders.spawn(async move {
                 let mut latencies = latencies();
                 loop {
@@ -68,9 +129,8 @@ impl C2dArgs {
                         return Ok::<_, anyhow::Error>(latencies);
                     }
                     let device = &members[index as usize % members.len()];
-                    let document = json!({ "deviceId": device.id.as_str(), "bodyBase64": body });
                     let begun = Instant::now();
-                    service.request("c2d.send", &document).await?;
+                    way.send(device.id.as_str()).await?;
                     record(&mut latencies, begun.elapsed(), 1)?;
                 }
             });

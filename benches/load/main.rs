@@ -27,6 +27,7 @@ mod registry;
 mod report;
 mod saturate;
 mod storm;
+mod telemetry;
 mod twin;
 
 use std::path::PathBuf;
@@ -82,6 +83,8 @@ enum Scenario {
     Catchup(catchup::CatchupArgs),
     /// Fill a backlog, then read all of it over AMQP as Event Hubs clients do
     Events(events::EventsArgs),
+    /// Devices send over AMQP, each with a set number of messages that are not accepted yet
+    Amqp(telemetry::AmqpArgs),
     /// Many quiet sessions: memory of the server for each
     Idle(idle::IdleArgs),
     /// All sessions are lost at once and come back: handshakes a second and their cost
@@ -107,6 +110,7 @@ impl Scenario {
             Self::Latency(_) => "latency",
             Self::Catchup(_) => "catchup",
             Self::Events(_) => "events",
+            Self::Amqp(_) => "amqp",
             Self::Idle(_) => "idle",
             Self::Storm(_) => "storm",
             Self::Https(_) => "https",
@@ -124,6 +128,7 @@ impl Scenario {
             Self::Latency(args) => serde_json::to_value(args),
             Self::Catchup(args) => serde_json::to_value(args),
             Self::Events(args) => serde_json::to_value(args),
+            Self::Amqp(args) => serde_json::to_value(args),
             Self::Idle(args) => serde_json::to_value(args),
             Self::Storm(args) => serde_json::to_value(args),
             Self::Https(args) => serde_json::to_value(args),
@@ -141,6 +146,7 @@ impl Scenario {
             Self::Latency(args) => args.run(hub).await,
             Self::Catchup(args) => args.run(hub).await,
             Self::Events(args) => args.run(hub).await,
+            Self::Amqp(args) => args.run(hub).await,
             Self::Idle(args) => args.run(hub).await,
             Self::Storm(args) => args.run(hub).await,
             Self::Https(args) => args.run(hub).await,

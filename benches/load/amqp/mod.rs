@@ -1,7 +1,9 @@
 //! A lean AMQP client: it shares the cores with the hub it measures, so it reads of each frame only what it counts.
 //!
-//! One connection, one session, one link. [`Connection`] signs in and attaches; [`sink`] counts what arrives.
+//! One connection, one session, one link. [`Connection`] signs in and attaches; [`sink`] counts what arrives, [`sender`]
+//! what is accepted.
 
+pub mod sender;
 pub mod sink;
 
 use std::net::Ipv4Addr;
@@ -49,6 +51,15 @@ impl Connection {
     /// The hub is gone or refuses.
     pub async fn open(hub: &Hub, is_plain: bool) -> anyhow::Result<Self> {
         let door = hub.amqp_door(is_plain)?;
+        Self::open_as(hub, is_plain, &door.policy, &door.key).await
+    }
+
+    /// Signs in as somebody and begins a session.
+    ///
+    /// # Errors
+    /// The hub is gone or refuses.
+    pub async fn open_as(hub: &Hub, is_plain: bool, user: &str, password: &str) -> anyhow::Result<Self> {
+        let door = hub.amqp_door(is_plain)?;
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, door.port)).await?;
         stream.set_nodelay(true)?;
         let stream: Box<dyn Stream> = if is_plain {
@@ -64,17 +75,17 @@ impl Connection {
             output: Vec::new(),
             first_incoming_id: 0,
         };
-        connection.sign_in(&door.policy, &door.key).await?;
+        connection.sign_in(user, password).await?;
         connection.begin(hub.host_name()).await?;
         Ok(connection)
     }
 
-    async fn sign_in(&mut self, policy: &str, key: &str) -> anyhow::Result<()> {
+    async fn sign_in(&mut self, user: &str, password: &str) -> anyhow::Result<()> {
         self.output.extend(SASL_HEADER);
-        // Built-in endpoint section 4.1: the policy's name and its key as text.
+        // Built-in endpoint section 4.1: the policy's name and its key as text. IoT Hub, AMQP section 2.1: a device and its token.
         let init = SaslInit {
             mechanism: "PLAIN".to_owned(),
-            response: Some(Bytes::from(format!("\0{policy}\0{key}"))),
+            response: Some(Bytes::from(format!("\0{user}\0{password}"))),
         };
         frame::put(&mut self.output, FrameKind::Sasl, 0, |body| init.write(body));
         self.flush().await?;
@@ -85,7 +96,7 @@ impl Connection {
                     ensure!(offered.iter().any(|name| name == "PLAIN"), "the hub offers no PLAIN");
                 }
                 SaslFrame::Outcome { is_ok } => {
-                    ensure!(is_ok, "the hub refuses the policy's key");
+                    ensure!(is_ok, "the hub refuses {user}");
                     return Ok(());
                 }
             }
@@ -131,19 +142,32 @@ impl Connection {
             filter: Some(from_sequence(sequence)),
             ..Terminus::new(address)
         };
+        let settles = if is_settled {
+            SenderSettles::Settled
+        } else {
+            SenderSettles::Unsettled
+        };
+        self.attach(address, Role::Receiver, settles, source, Terminus::new("bench"))
+            .await
+    }
+
+    async fn attach(
+        &mut self,
+        address: &str,
+        role: Role,
+        sender_settles: SenderSettles,
+        source: Terminus,
+        target: Terminus,
+    ) -> anyhow::Result<()> {
         self.put(&Performative::Attach(Box::new(Attach {
             name: address.to_owned(),
             handle: 0,
-            role: Role::Receiver,
-            sender_settles: if is_settled {
-                SenderSettles::Settled
-            } else {
-                SenderSettles::Unsettled
-            },
+            role,
+            sender_settles,
             receiver_settles: ReceiverSettles::First,
             source: Some(source),
-            target: Some(Terminus::new("bench")),
-            initial_delivery_count: None,
+            target: Some(target),
+            initial_delivery_count: (role == Role::Sender).then_some(0),
             max_message_size: None,
             offered_capabilities: Vec::new(),
             desired_capabilities: Vec::new(),
@@ -152,9 +176,18 @@ impl Connection {
         self.flush().await?;
         loop {
             match self.performative().await? {
-                // AMQP 1.0 s2.6.3: without a source the link is refused, and the detach says why.
-                Performative::Attach(attach) if attach.source.is_some() => return Ok(()),
-                Performative::Attach(_) | Performative::Flow(_) => {}
+                // AMQP 1.0 s2.6.3: without its end the link is refused, and the detach says why.
+                Performative::Attach(attach) => {
+                    let end = if role == Role::Receiver {
+                        attach.source
+                    } else {
+                        attach.target
+                    };
+                    if end.is_some() {
+                        return Ok(());
+                    }
+                }
+                Performative::Flow(_) => {}
                 other => bail!("the hub answers {address} with {other:?}"),
             }
         }
