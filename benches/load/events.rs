@@ -78,7 +78,7 @@ impl EventsArgs {
             let mut connection = Connection::open(hub, self.plain).await?;
             let address = format!("{}/ConsumerGroups/$Default/Partitions/{}", hub.entity()?, range.id);
             let is_settled = self.settle == Settle::Settled;
-            connection.receive(&address, range.first, is_settled).await?;
+            connection.receive(0, &address, range.first, is_settled).await?;
             readers.push((connection, Sink::new(range.first, range.messages())));
         }
         let before = Mark::now(hub)?;

@@ -1,11 +1,12 @@
-//! What does a quiet session cost the server?
+//! What does a quiet session cost the server, over QUIC or AMQP? And a link that is attached?
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use forebay::client::endpoint::TransportOptions;
 use serde::Serialize;
 
+use crate::amqp::Connection;
 use crate::cpu::Memory;
 use crate::fleet::{self, FleetOptions};
 use crate::hub::Hub;
@@ -15,6 +16,16 @@ use crate::report::{Figure, Run};
 
 /// Memory is read when what the handshakes needed has been given back.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// Nothing ever comes from it.
+const QUIET: &str = "/messages/servicebound/filenotifications";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    Quic,
+    Amqp,
+}
 
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct IdleArgs {
@@ -30,12 +41,65 @@ pub struct IdleArgs {
     /// Time over which the quiet hub's CPU is measured
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
+    /// What is spoken; over AMQP a session is a service's connection with one session
+    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
+    protocol: Protocol,
+    /// Quiet receivers attached on each AMQP connection
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    links: u32,
 }
 
 impl IdleArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        match self.protocol {
+            Protocol::Quic => self.run_quic(hub).await,
+            Protocol::Amqp => self.run_amqp(hub).await,
+        }
+    }
+
+    async fn run_amqp(&self, hub: &Hub) -> anyhow::Result<Run> {
+        Progress::sleep("settle", SETTLE).await;
+        let empty = Memory::of(hub.pid())?;
+        let mut progress = Progress::new("connect", self.sessions as u64);
+        let mut connections = Vec::new();
+        let before = Mark::now(hub)?;
+        for n in 0..self.sessions {
+            let mut connection = Connection::open(hub, false).await?;
+            for link in 0..self.links {
+                connection.receive(link, QUIET, 0, true).await?;
+            }
+            connections.push(connection);
+            progress.set(n as u64);
+        }
+        let connecting = before.until(Mark::now(hub)?);
+        drop(progress);
+        Progress::sleep("settle", SETTLE).await;
+        let full = Memory::of(hub.pid())?;
+        let before = Mark::now(hub)?;
+        Progress::sleep("measure", Duration::from_secs_f64(self.seconds)).await;
+        let quiet = before.until(Mark::now(hub)?);
+        drop(connections);
+        let sessions = self.sessions as f64;
+        let each = |full: u64, empty: u64| full.saturating_sub(empty) as f64 / sessions / 1024.0;
+        Ok(Run {
+            figures: vec![
+                Figure::new("server_kib_per_session", each(full.anonymous, empty.anonymous), "KiB"),
+                Figure::new("server_rss_kib_per_session", each(full.resident, empty.resident), "KiB"),
+                Figure::new(
+                    "server_cpu_ms_per_handshake",
+                    connecting.server.total() / sessions * 1e3,
+                    "ms",
+                ),
+                Figure::new("server_cores_quiet", quiet.server.total() / quiet.seconds, ""),
+                Figure::new("sessions", sessions, ""),
+            ],
+            latencies: None,
+        })
+    }
+
+    async fn run_quic(&self, hub: &Hub) -> anyhow::Result<Run> {
         let members = hub.members(self.sessions).await?;
         let endpoints = (0..self.sockets)
             .map(|_| hub.endpoint(&TransportOptions::default()))

@@ -117,7 +117,7 @@ impl Connection {
             next_outgoing_id: 0,
             incoming_window: WINDOW,
             outgoing_window: WINDOW,
-            handle_max: 0,
+            handle_max: u32::MAX,
         }));
         self.flush().await?;
         self.protocol_header(AMQP_HEADER).await?;
@@ -133,11 +133,12 @@ impl Connection {
         }
     }
 
-    /// Attaches a receiver that reads from `address`, the events from `sequence` on.
+    /// Attaches a receiver that reads from `address`, the events from `sequence` on. A connection that is read has one link
+    /// with the handle 0.
     ///
     /// # Errors
     /// The hub refuses the link.
-    pub async fn receive(&mut self, address: &str, sequence: u64, is_settled: bool) -> anyhow::Result<()> {
+    pub async fn receive(&mut self, handle: u32, address: &str, sequence: u64, is_settled: bool) -> anyhow::Result<()> {
         let source = Terminus {
             filter: Some(from_sequence(sequence)),
             ..Terminus::new(address)
@@ -147,12 +148,13 @@ impl Connection {
         } else {
             SenderSettles::Unsettled
         };
-        self.attach(address, Role::Receiver, settles, source, Terminus::new("bench"))
+        self.attach(handle, address, Role::Receiver, settles, source, Terminus::new("bench"))
             .await
     }
 
     async fn attach(
         &mut self,
+        handle: u32,
         address: &str,
         role: Role,
         sender_settles: SenderSettles,
@@ -160,8 +162,8 @@ impl Connection {
         target: Terminus,
     ) -> anyhow::Result<()> {
         self.put(&Performative::Attach(Box::new(Attach {
-            name: address.to_owned(),
-            handle: 0,
+            name: format!("{address}/{handle}"),
+            handle,
             role,
             sender_settles,
             receiver_settles: ReceiverSettles::First,

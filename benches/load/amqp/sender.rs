@@ -26,7 +26,7 @@ impl Sender {
     pub async fn attach(mut connection: Connection, address: &str) -> anyhow::Result<Self> {
         let (source, target) = (Terminus::new("bench"), Terminus::new(address));
         connection
-            .attach(address, Role::Sender, SenderSettles::Unsettled, source, target)
+            .attach(0, address, Role::Sender, SenderSettles::Unsettled, source, target)
             .await?;
         let mut sender = Self {
             connection,
