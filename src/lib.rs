@@ -54,8 +54,9 @@
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
 //! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
 //! | [`http`] | hub, model | session, service, shard, log, metrics, server |
-//! | [`amqp`] | hub, model, proto | session, service, shard, log, metrics, server |
-//! | [`session`] | http, amqp, proto, wire, shard, hub, model, the readers' side of log | service, metrics, server |
+//! | [`net`] | nothing of ours | what is spoken on a connection |
+//! | [`amqp`] | hub, model, net, proto | session, service, shard, log, metrics, server |
+//! | [`session`] | http, amqp, net, proto, wire, shard, hub, model, the readers' side of log | service, metrics, server |
 //! | [`service`] | http, amqp, proto, wire, shard, hub, model, the readers' side of log | session, metrics, server |
 //! | [`client`] | wire, model, hub's `sas` and `connection_string`, log's `record` | everything else on the server's side |
 //! | [`metrics`] | observers' traits and events, model | how anything works |
@@ -76,6 +77,7 @@ pub mod hub;
 pub mod log;
 pub mod metrics;
 pub mod model;
+pub mod net;
 pub mod proto;
 pub mod server;
 pub mod service;

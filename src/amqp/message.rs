@@ -1,5 +1,6 @@
 //! A message's sections as the hub's own message: telemetry from devices, and messages to them from services.
 
+use crate::hub::dates;
 use crate::model::{Message, PropertyNames, SystemKey};
 use crate::proto::amqp::message::{Body, Id, Message as Sections, uuid_text};
 use crate::proto::amqp::value::{Compound, Value, ValueError};
@@ -86,7 +87,7 @@ pub fn read(sections: &Sections<'_>) -> Result<Message, MessageError> {
         let value = text(&value).ok_or_else(|| MessageError::Property(name.to_owned()))?;
         match OF_APPLICATION.iter().find(|key| key.name().eq_ignore_ascii_case(name)) {
             Some(key) => {
-                if *key == SystemKey::CreationTimeUtc && !is_utc(&value) {
+                if *key == SystemKey::CreationTimeUtc && !dates::is_utc(&value) {
                     return Err(MessageError::CreationTime);
                 }
                 if message.get(*key).is_none() {
@@ -161,11 +162,6 @@ pub fn text(value: &Value<'_>) -> Option<String> {
 fn time_text(ms: i64) -> Result<String, MessageError> {
     let time = jiff::Timestamp::from_millisecond(ms).map_err(|_| MessageError::System("absolute-expiry-time"))?;
     Ok(format!("{time:.3}"))
-}
-
-// IoT Hub, message format section 2: UTC with `Z`; a form with an offset is invalid.
-fn is_utc(text: &str) -> bool {
-    text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok()
 }
 
 #[cfg(test)]

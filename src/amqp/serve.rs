@@ -1,16 +1,12 @@
-//! The listeners, and what all connections share.
+//! What all connections share, however they begin.
 
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use actix_rt::ArbiterHandle;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
-use tokio_rustls::TlsAcceptor;
 
 use super::config::Config;
 use super::connection::{self, Visited};
@@ -19,6 +15,7 @@ use super::observer::{Began, Observer};
 use crate::hub::auth::Authenticator;
 use crate::model::UtcMillis;
 use crate::model::time::Clock;
+use crate::net::{Host, Stream};
 use crate::proto::amqp::Attach;
 use crate::proto::amqp::address::Address;
 
@@ -85,7 +82,7 @@ impl Door {
         self.is_stopping.load(Ordering::Acquire)
     }
 
-    pub(super) async fn stopped(&self) {
+    pub(super) async fn when_stopped(&self) {
         let stop = self.stop.notified();
         tokio::pin!(stop);
         stop.as_mut().enable();
@@ -102,7 +99,7 @@ impl Door {
 }
 
 /// A connection counts from its first packet to its end.
-struct Counted {
+pub struct Counted {
     door: Arc<Door>,
     began: Began,
 }
@@ -127,81 +124,28 @@ impl Drop for Counted {
     }
 }
 
-/// Binds a port.
-///
-/// # Errors
-/// The address cannot be had.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    // A fleet that comes back at once should wait in the kernel rather than be refused.
-    socket.listen(4096)?;
-    Ok(socket.into())
-}
+impl Host for Door {
+    type Place = Counted;
 
-/// Accepts connections and hands them to the arbiters in turn, until the door stops. `tls: None` is for loopback.
-pub async fn accept(
-    door: Arc<Door>,
-    listener: std::net::TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    arbiters: Vec<ArbiterHandle>,
-) {
-    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-        return tracing::error!("the AMQP listener cannot be used");
-    };
-    let acceptor = tls.map(TlsAcceptor::from);
-    let mut turn = 0;
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors, say: what is open goes on.
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-            () = door.stopped() => return,
-        };
-        let began = if acceptor.is_some() { Began::Tls } else { Began::Plain };
-        let Some(counted) = Counted::new(&door, began) else {
-            door.observer.handshake_failed();
-            continue;
-        };
-        // Small frames, answered at once.
-        let _ = stream.set_nodelay(true);
-        let Ok(stream) = stream.into_std() else { continue };
-        turn = (turn + 1) % arbiters.len();
-        let acceptor = acceptor.clone();
-        arbiters[turn].spawn_fn(move || drop(actix_rt::spawn(serve(counted, stream, acceptor))));
+    fn take_place(self: &Arc<Self>, is_tls: bool) -> Option<Counted> {
+        Counted::new(self, if is_tls { Began::Tls } else { Began::Plain })
     }
-}
 
-async fn serve(counted: Counted, stream: std::net::TcpStream, acceptor: Option<TlsAcceptor>) {
-    let door = counted.door.clone();
-    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else {
-        return door.observer.handshake_failed();
-    };
-    match acceptor {
-        None => connection::run(door, stream, Vec::new()).await,
-        Some(acceptor) => {
-            let handshake = tokio::time::timeout(door.config.handshake_timeout, acceptor.accept(stream)).await;
-            match handshake {
-                Ok(Ok(stream)) => {
-                    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                    let chain: Vec<CertificateDer<'static>> =
-                        chain.iter().map(|one| one.clone().into_owned()).collect();
-                    connection::run(door, stream, chain).await;
-                }
-                Ok(Err(_)) | Err(_) => door.observer.handshake_failed(),
-            }
-        }
+    fn handshake_timeout(&self) -> Duration {
+        self.config.handshake_timeout
+    }
+
+    fn handshake_failed(&self) {
+        self.observer.handshake_failed();
+    }
+
+    async fn stopped(&self) {
+        self.when_stopped().await;
+    }
+
+    async fn serve<S: Stream>(self: Arc<Self>, place: Counted, stream: S, chain: Vec<CertificateDer<'static>>) {
+        connection::run(self, stream, chain).await;
+        drop(place);
     }
 }
 

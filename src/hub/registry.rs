@@ -379,6 +379,8 @@ impl Registry {
                 .delete_prefix(Table::Twins, prefix.clone())
                 .delete(Table::Presence, key.clone())
                 .delete_prefix(Table::Presence, prefix.clone())
+                .delete(Table::Subscriptions, key.clone())
+                .delete_prefix(Table::Subscriptions, prefix.clone())
                 .delete_prefix(Table::Filter, positions.clone());
             let batch = outbox::delete_device(batch, partition, &device);
             Ok((batch, (tally, changed)))
@@ -503,7 +505,8 @@ impl Registry {
                 .expect(Table::Modules, key.clone(), Expected::Value(raw))
                 .delete(Table::Modules, key.clone())
                 .delete(Table::Twins, key.clone())
-                .delete(Table::Presence, key.clone());
+                .delete(Table::Presence, key.clone())
+                .delete(Table::Subscriptions, key.clone());
             let batch = outbox::delete_queue(batch, partition, &name);
             Ok((batch, (tally, module_changed(stored, ChangeKind::Deleted))))
         };

@@ -3,3 +3,4 @@
 //! Deliberately does not know sockets, tokio, actix, clocks, the hub or shards.
 
 pub mod amqp;
+pub mod mqtt;

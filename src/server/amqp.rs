@@ -11,6 +11,7 @@ use crate::amqp::{self, Door};
 use crate::config::Config;
 use crate::http::websocket::{Protocol, Tunneling};
 use crate::http::{Tunnel, TunnelPeer};
+use crate::net;
 
 /// The Event Hubs-compatible name of the hub; clients treat it as opaque.
 pub const EVENTHUB_NAME: &str = "forebay";
@@ -44,7 +45,7 @@ pub(super) struct Bound {
 /// # Errors
 /// One cannot be had, or the one without TLS is not on loopback.
 pub(super) fn bind(config: &amqp::Config) -> anyhow::Result<Bound> {
-    let listener = amqp::serve::bind(config.listen).with_context(|| format!("AMQP port {}", config.listen))?;
+    let listener = net::bind(config.listen).with_context(|| format!("AMQP port {}", config.listen))?;
     let plain = match config.plain_listen {
         None => None,
         Some(address) => {
@@ -52,7 +53,7 @@ pub(super) fn bind(config: &amqp::Config) -> anyhow::Result<Bound> {
                 address.ip().is_loopback(),
                 "AMQP without TLS is for loopback, not for {address}"
             );
-            Some(amqp::serve::bind(address).with_context(|| format!("AMQP port {address}"))?)
+            Some(net::bind(address).with_context(|| format!("AMQP port {address}"))?)
         }
     };
     Ok(Bound {
@@ -69,14 +70,14 @@ pub(super) fn serve(door: &Arc<Door>, bound: Bound, tls: &rustls::ServerConfig, 
     // Clients of AMQP name no protocol in TLS; those that do name one speak something else.
     tls.alpn_protocols.clear();
     let tls = Some(Arc::new(tls));
-    actix_rt::spawn(amqp::serve::accept(
+    actix_rt::spawn(net::accept(
         door.clone(),
         bound.listener,
         tls,
         arbiters.to_vec(),
     ));
     if let Some(plain) = bound.plain {
-        actix_rt::spawn(amqp::serve::accept(door.clone(), plain, None, arbiters.to_vec()));
+        actix_rt::spawn(net::accept(door.clone(), plain, None, arbiters.to_vec()));
     }
 }
 

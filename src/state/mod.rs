@@ -60,10 +60,12 @@ pub enum Table {
     Events,
     /// As the identity: partition, device id; or partition, device id, 0, module id.
     Presence,
+    /// As the identity: partition, device id; or partition, device id, 0, module id.
+    Subscriptions,
 }
 
 impl Table {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Meta,
         Self::Devices,
         Self::Modules,
@@ -80,6 +82,7 @@ impl Table {
         Self::FeedbackBatches,
         Self::Events,
         Self::Presence,
+        Self::Subscriptions,
     ];
 
     pub fn name(self) -> &'static str {
@@ -100,6 +103,7 @@ impl Table {
             Self::FeedbackBatches => "feedback_batches",
             Self::Events => "events",
             Self::Presence => "presence",
+            Self::Subscriptions => "subscriptions",
         }
     }
 }

@@ -21,6 +21,7 @@ mod store;
 use serde_json::json;
 
 use super::code::ErrorCode;
+use super::dates;
 use super::identity::IdentityName;
 use crate::model::{PartitionId, UtcMillis};
 
@@ -135,7 +136,7 @@ impl Event {
         if let Some(module) = &self.identity.module {
             properties.push(("iothub-connection-module-id", module.as_str().to_owned()));
         }
-        properties.push(("iothub-enqueuedtime", iso(self.at, 3)));
+        properties.push(("iothub-enqueuedtime", dates::text(self.at, 3)));
         properties.push(("iothub-message-source", self.operation.kind().source().to_owned()));
         properties
     }
@@ -148,7 +149,7 @@ impl Event {
         }
         properties.extend([
             ("hubName", self.hub_name.to_string()),
-            ("operationTimestamp", iso(self.at, 7)),
+            ("operationTimestamp", dates::text(self.at, 7)),
             ("iothub-message-schema", self.operation.kind().schema().to_owned()),
             ("opType", self.operation.name().to_owned()),
         ]);
@@ -189,11 +190,6 @@ impl EventError {
             Self::State(_) => ErrorCode::SERVER_ERROR,
         }
     }
-}
-
-fn iso(at: UtcMillis, digits: usize) -> String {
-    let time = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();
-    format!("{time:.digits$}")
 }
 
 #[cfg(test)]

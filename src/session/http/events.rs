@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use crate::http::{Call, Refused};
-use crate::hub::ErrorCode;
+use crate::hub::{ErrorCode, dates};
 use crate::model::{Message, PropertyNames, SystemKey};
 use crate::shard::command::Messages;
 use crate::wire::batch::BatchBuilder;
@@ -180,9 +180,8 @@ fn system_key(name: &str) -> Option<SystemKey> {
     known.map(|(_, key)| *key)
 }
 
-// IoT Hub, message format section 2: UTC with `Z`; a form with an offset is invalid.
 fn check_creation_time(value: &str) -> Result<(), Refused> {
-    if value.ends_with('Z') && value.parse::<jiff::Timestamp>().is_ok() {
+    if dates::is_utc(value) {
         return Ok(());
     }
     Err(Refused::invalid("the creation time is not ISO 8601 in UTC"))
