@@ -69,6 +69,11 @@ impl Methods {
         }
     }
 
+    /// Tells a caller that the device does not listen for this method.
+    pub fn refuse(&mut self, id: u64) {
+        self.under_way.remove(&id);
+    }
+
     fn begin(&mut self, mut call: Call) -> Option<Invocation> {
         let time_left = call.deadline.saturating_duration_since(Instant::now());
         if time_left == Duration::ZERO {

@@ -10,6 +10,8 @@ pub mod commands;
 pub mod home;
 pub mod http;
 pub mod methods;
+pub mod mqtt;
+pub mod post;
 pub mod quic;
 pub mod telemetry;
 #[cfg(test)]

@@ -212,6 +212,12 @@ impl BatchBuilder {
         self.close_message();
     }
 
+    /// A message with the properties of this one and another body.
+    pub fn push_parts(&mut self, message: &Message, body: &[u8]) {
+        message::encode_parts(message, body, &mut self.archives);
+        self.close_message();
+    }
+
     /// A message that is only a body.
     pub fn push_body(&mut self, body: &[u8]) {
         message::encode_body(body, &mut self.archives);

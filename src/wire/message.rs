@@ -55,6 +55,12 @@ const _: () = assert!(size_of::<ArchivedProperty<'static>>() == 16);
 
 /// Appends the archive of `message` to `into`.
 pub fn encode(message: &Message, into: &mut Vec<u8>) {
+    encode_parts(message, &message.body, into);
+}
+
+/// Appends the archive of a message that has the properties of `message` and this body instead of its own. Allocates
+/// nothing if there are none.
+pub fn encode_parts(message: &Message, body: &[u8], into: &mut Vec<u8>) {
     let root = Root {
         system: message
             .system
@@ -66,7 +72,7 @@ pub fn encode(message: &Message, into: &mut Vec<u8>) {
             .iter()
             .map(|(name, value)| Property { name, value })
             .collect(),
-        body: &message.body,
+        body,
     };
     encode_root(&root, into);
 }

@@ -14,15 +14,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix_web::http::header::AUTHORIZATION;
-use tokio::sync::oneshot;
-
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
 use crate::hub::{Authenticated, Authenticator, Credential, ErrorCode, Outboxes, Permissions, Throttles};
 use crate::log::DiskStorage;
-use crate::session::home;
-use crate::shard::command::{Messages, Post, PostError};
+use crate::session::post::{Unstored, post};
+use crate::shard::command::{Messages, PostError};
 use crate::shard::router::Router;
 use crate::shard::timing::pass;
 
@@ -136,34 +134,12 @@ impl Devices {
     }
 
     async fn store(&self, call: &Call, identity: Authenticated, messages: Messages) -> Result<Answer, Refused> {
-        let received = Instant::now();
-        let partition = self.router.partition_of(&identity.identity.device);
-        let inbox = self.router.inbox(partition);
-        let budget_bytes = inbox.price(messages.payload.len());
-        let busy_timeout = call.config().busy_timeout;
-        if !inbox.try_reserve(budget_bytes) {
-            let reserved = tokio::time::timeout(busy_timeout, inbox.reserve(budget_bytes)).await;
-            inbox.add_backpressure_ns(received.elapsed().as_nanos() as u64);
-            reserved.map_err(|_| Refused::busy("the hub takes no more messages now"))?;
-        }
-        let (reply, answer) = oneshot::channel();
-        // Nothing may come between the reservation and this: the post gives the budget back.
-        inbox.push_post(Post {
-            partition,
-            origin: home::origin(&identity),
-            messages,
-            budget_bytes,
-            received,
-            submitted: Instant::now(),
-            reply,
-        });
-        match tokio::time::timeout(busy_timeout, answer).await {
-            Ok(Ok(Ok(()))) => Ok(Answer::no_content()),
-            Ok(Ok(Err(error))) => Err(refused(&error)),
-            // The shard is gone: the hub is at the end of its stop.
-            Ok(Err(_)) => Err(refused(&PostError::Stopping)),
-            Err(_) => Err(Refused::busy("the message is not stored yet; it may still be")),
-        }
+        let stored = post(&self.router, &identity, messages, call.config().busy_timeout).await;
+        stored.map_err(|unstored| match &unstored {
+            Unstored::NoRoom | Unstored::Unknown => Refused::busy(&unstored.to_string()),
+            Unstored::Refused(error) => refused(error),
+        })?;
+        Ok(Answer::no_content())
     }
 }
 

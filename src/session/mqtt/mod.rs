@@ -1,0 +1,137 @@
+//! Devices and modules over MQTT 3.1.1 and MQTT 5: telemetry, messages to them, direct methods, twins, wills.
+//!
+//! ```text
+//!   bytes ── io ── packets ──> intake ── telemetry ── uplink ──> batches ──> home shard ── durable ──> PUBACK
+//!                                └─ the rest, one by one ──> session
+//!                                                              ├ downlink   messages to the device, PUBACK
+//!                                                              ├ twin       requests, answers, desired changes
+//!                                                              └ methods    calls, answers
+//!   CONNECT ── greeting ── seat ── open on the home shard ──> session ── end ──> will, what is left behind
+//! ```
+//!
+//! One task serves a connection, on one thread. Whatever waits for something else (the disk, throttles, the store) stops
+//! the reading, so that TCP slows the client down; nothing is refused for rate alone.
+//!
+//! Invariants:
+//! - A PUBACK is sent after its message is durable, in the order in which messages came.
+//! - An identity has one connection at a time: the seat.
+//! - What a connection holds is bounded by its configuration, whatever the client does.
+//!
+//! Deliberately does not know other doors, metrics or the server. Contract: `protocols-mqtt.md`.
+
+pub mod config;
+mod downlink;
+mod ended;
+mod greeting;
+mod intake;
+mod io;
+mod message;
+pub mod observer;
+mod seats;
+mod serve;
+mod session;
+mod subscribed;
+mod twin;
+mod uplink;
+mod will;
+mod window;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+
+pub use self::config::Config;
+pub use self::observer::{Began, Observer};
+use self::seats::Seats;
+pub use self::serve::serve_tunnel;
+use self::window::Window;
+use crate::hub::throttle::Rate;
+use crate::hub::{Authenticator, Outboxes, Subscriptions, Throttles, Twins};
+use crate::log::DiskStorage;
+use crate::model::time::Clock;
+use crate::shard::lines::Lines;
+use crate::shard::router::Router;
+
+/// What an MQTT door leads to.
+pub struct Parts {
+    pub router: Arc<Router<DiskStorage>>,
+    pub outboxes: Outboxes,
+    pub twins: Twins,
+    pub lines: Lines,
+    pub throttles: Arc<Throttles>,
+    pub authenticator: Authenticator,
+    pub subscriptions: Subscriptions,
+    pub clock: Arc<dyn Clock>,
+    pub observer: Arc<dyn Observer>,
+}
+
+/// What all connections share. One for the hub.
+pub struct Door {
+    pub config: Config,
+    router: Arc<Router<DiskStorage>>,
+    outboxes: Outboxes,
+    twins: Twins,
+    lines: Lines,
+    throttles: Arc<Throttles>,
+    authenticator: Authenticator,
+    subscriptions: Subscriptions,
+    clock: Arc<dyn Clock>,
+    observer: Arc<dyn Observer>,
+    seats: Seats<Memory>,
+    /// Tells contents apart; the same as long as the hub lives.
+    digests: foldhash::quality::RandomState,
+    handshakes: crate::hub::throttle::Line,
+    connections: AtomicUsize,
+    is_stopping: AtomicBool,
+    stop: Notify,
+}
+
+/// What a connection leaves behind for the next one of its session.
+struct Memory {
+    window: Window,
+    /// Until when the window is good.
+    until: std::time::Instant,
+    /// Takes back a will that waits for its delay. Dropped: it is published then.
+    will: Option<oneshot::Sender<()>>,
+}
+
+impl Door {
+    pub fn new(config: Config, parts: Parts) -> Arc<Self> {
+        let Parts {
+            router,
+            outboxes,
+            twins,
+            lines,
+            throttles,
+            authenticator,
+            subscriptions,
+            clock,
+            observer,
+        } = parts;
+        let handshakes = crate::hub::throttle::Line::new(Rate {
+            per_second: config.handshakes_per_second,
+            // A burst of handshakes is time that connected devices do not get.
+            burst: (config.handshakes_per_second / 20).max(1),
+        });
+        Arc::new(Self {
+            config,
+            router,
+            outboxes,
+            twins,
+            lines,
+            throttles,
+            authenticator,
+            subscriptions,
+            clock,
+            observer,
+            seats: Seats::default(),
+            digests: foldhash::quality::RandomState::default(),
+            handshakes,
+            connections: AtomicUsize::new(0),
+            is_stopping: AtomicBool::new(false),
+            stop: Notify::new(),
+        })
+    }
+}
