@@ -41,6 +41,9 @@ pub struct DevArgs {
     /// TCP port for HTTPS [default: 443, or 8443 where that is not allowed]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub https_port: Option<u16>,
+    /// TCP port for MQTT over TLS [default: 8883]
+    #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
+    pub mqtt_port: Option<u16>,
     /// TCP port for AMQP over TLS [default: 5671]
     #[arg(long, value_name = "PORT", conflicts_with = "any_ports")]
     pub amqp_port: Option<u16>,
@@ -114,6 +117,7 @@ impl DevArgs {
             self.https_port.unwrap_or_else(|| https_port(address))
         };
         set.push(format!("https.listen={address}:{https_port}"));
+        set.push(format!("mqtt.listen={address}:{}", port(self.mqtt_port, 8883)));
         set.push(format!("amqp.listen={address}:{}", port(self.amqp_port, 5671)));
         set.push(format!("ops.listen=127.0.0.1:{}", port(self.ops_port, 9600)));
         set.extend(
@@ -196,7 +200,7 @@ impl DevArgs {
                 .to_string(),
             consumer_group: limits::DEFAULT_CONSUMER_GROUP.to_owned(),
             second_consumer_group: SECOND_GROUP.to_owned(),
-            mqtt_port: 8883,
+            mqtt_port: server.mqtt_address.port(),
             https_port: server.https_address.port(),
             amqps_port: server.amqp_address.port(),
             amqp_plain_port: server.amqp_plain_address.map_or(0, |address| address.port()),
@@ -217,6 +221,10 @@ impl DevArgs {
         println!(
             "  devices (QUIC)     {}:{}/udp",
             endpoints.hub_host, endpoints.quic_port
+        );
+        println!(
+            "  devices (MQTT)     mqtts://{}:{}",
+            endpoints.hub_host, endpoints.mqtt_port
         );
         println!(
             "  HTTPS              https://{}:{}",

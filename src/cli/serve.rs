@@ -46,6 +46,7 @@ impl ServeArgs {
                 quic = %server.quic_address,
                 https = %server.https_address,
                 amqp = %server.amqp_address,
+                mqtt = %server.mqtt_address,
                 ops = %server.ops_address,
                 durability = config.process.durability.name(),
                 recovery_ms = server.recovery.as_millis() as u64,

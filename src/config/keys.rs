@@ -291,6 +291,33 @@ table! {
             "Links of one connection.",
             "Memory that one client may claim.";
     }
+    #[doc = "Devices over MQTT 3.1.1 and MQTT 5, with the certificate of `quic`; also through WebSockets on the port of `https`."]
+    mqtt: Mqtt {
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8883)), Range::Any,
+            "TCP address and port. SDKs know no other port than 8883.",
+            "Nothing.";
+        connections_max: u32 = 100_000, Range::Between(1, 10_000_000),
+            "Connections at a time, WebSockets included; more are closed at once.",
+            "About 20 KiB of memory for each idle one.";
+        handshake_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
+            "A connection that has not sent its CONNECT by then is closed; waiting for its turn does not count.",
+            "Slow or hostile clients hold connections for longer.";
+        handshakes_per_second: u32 = 1_000, Range::Between(0, u32::MAX),
+            "TLS handshakes begun in a second; further ones wait, in the order they came. 0: no limit.",
+            "A fleet that comes back is served sooner; devices that never left wait longer for their acknowledgements meanwhile.";
+        stall_timeout: Duration = seconds(60), Range::Between(seconds(1), seconds(1800)),
+            "A client that takes nothing of what is sent for so long is gone.",
+            "Slow or hostile clients hold memory for longer.";
+        window_bytes: Bytes = kib(256), Range::Between(kib(64), mib(64)),
+            "Bytes of telemetry of one connection that are received and not stored yet; then it is read no further.",
+            "Memory for each busy connection.";
+        inflight_max: u32 = 1024, Range::Between(1, 65_535),
+            "Messages of QoS 1 of one connection that are not acknowledged yet: Receive Maximum for MQTT 5; one of MQTT 3.1.1 is read no further.",
+            "24 bytes of memory for each.";
+        duplicate_window: Duration = seconds(120), Range::Between(seconds(0), seconds(3600)),
+            "For how long after its connection a session's last 256 messages are known, so that those sent again are not stored twice. 0: not at all.",
+            "About 6 KiB of memory for each device that was cut off in that time.";
+    }
     #[doc = "Messages to devices, and feedback about them (the contract's cloudToDevice settings)."]
     commands: Commands {
         default_ttl: Duration = seconds(3600), Range::Between(seconds(60), seconds(172_800)),

@@ -7,6 +7,7 @@
 pub mod cells;
 pub mod histogram;
 pub mod http;
+pub mod mqtt;
 pub mod observe;
 pub mod process;
 pub mod registry;

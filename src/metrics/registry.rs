@@ -11,6 +11,7 @@ use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, 
 use super::histogram::{Histogram, Snapshot};
 use super::process;
 use super::series::{self, Kind, Series};
+use super::mqtt::MqttCells;
 use crate::amqp::observer::Began;
 use crate::http::route::Route;
 use crate::http::websocket::{Protocol, UpgradeRefused};
@@ -72,6 +73,7 @@ pub struct Metrics {
     upgrades: [AtomicU64; Protocol::ALL.len()],
     upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
     pub(super) amqp: AmqpCells,
+    pub(super) mqtt: MqttCells,
 }
 
 /// Of the AMQP server and what is read through it.
@@ -107,6 +109,7 @@ impl Metrics {
             upgrades: Default::default(),
             upgrades_refused: Default::default(),
             amqp: AmqpCells::default(),
+            mqtt: MqttCells::default(),
         }
     }
 
@@ -419,6 +422,7 @@ impl Metrics {
                 .into_iter()
                 .map(|(condition, count)| (vec![condition.to_owned()], count as f64)),
         );
+        self.mqtt.render(out);
         out.one(&series::READERS_DISPLACED, &[], cells.displaced.load(Relaxed) as f64);
     }
 
@@ -448,15 +452,15 @@ impl Metrics {
 
 /// The exposition under construction.
 #[derive(Default)]
-struct Families(Vec<MetricFamily>);
+pub(super) struct Families(Vec<MetricFamily>);
 
 impl Families {
-    fn one(&mut self, series: &Series, labels: &[&str], value: f64) {
+    pub(super) fn one(&mut self, series: &Series, labels: &[&str], value: f64) {
         let labels = labels.iter().map(|&label| label.to_owned()).collect();
         self.each(series, [(labels, value)].into_iter());
     }
 
-    fn each(&mut self, series: &Series, values: impl Iterator<Item = (Vec<String>, f64)>) {
+    pub(super) fn each(&mut self, series: &Series, values: impl Iterator<Item = (Vec<String>, f64)>) {
         let metric = |(labels, value)| {
             let mut metric = Metric::from_label(pairs(series, labels));
             match series.kind {
@@ -530,6 +534,7 @@ fn pairs(series: &Series, values: Vec<String>) -> Vec<LabelPair> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::mqtt::observer as mqtt;
 
     fn metrics() -> Metrics {
         Metrics::new(2, 2, "sync", SystemTime::UNIX_EPOCH + Duration::from_secs(5))
@@ -678,11 +683,18 @@ mod tests {
 
     #[test]
     fn the_scrape_and_the_table_name_the_same_series() {
-        let metrics = metrics();
+        let metrics = Arc::new(metrics());
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
         metrics.set_events([("twin", 1)], 0);
         metrics.auth_refused("expired");
         metrics.amqp_ended("amqp:not-found");
+        let mqtt = super::super::mqtt::MqttFacts {
+            cell: metrics.shard(0),
+            metrics: metrics.clone(),
+        };
+        mqtt::Observer::connect_refused(&mqtt, "client_id");
+        mqtt::Observer::ended(&mqtt, "malformed");
+        mqtt::Observer::message_refused(&mqtt, "topic");
         metrics.http_answered(Route::DeviceGet, 200);
         metrics.set_events([("twin", 2)], 1);
         let text = metrics.render();

@@ -56,6 +56,13 @@ series! {
     AMQP_LINKS = Gauge "forebay_amqp_links" [] "Open AMQP links, of devices, services and consumers.";
     AMQP_HANDSHAKES_FAILED = Counter "forebay_amqp_handshakes_failed_total" [] "AMQP connections that ended before their open frame, or found no room.";
     AMQP_ENDED = Counter "forebay_amqp_ended_total" ["condition"] "AMQP links, sessions and connections that the hub refused or ended, by the condition it gave.";
+    MQTT_CONNECTIONS = Gauge "forebay_mqtt_connections" ["transport"] "Open MQTT connections, handshakes included.";
+    MQTT_HANDSHAKES_FAILED = Counter "forebay_mqtt_handshakes_failed_total" [] "MQTT connections that ended before their CONNECT, or found no room.";
+    MQTT_CONNECTS_REFUSED = Counter "forebay_mqtt_connects_refused_total" ["reason"] "CONNECT packets refused, by reason.";
+    MQTT_ENDED = Counter "forebay_mqtt_ended_total" ["reason"] "MQTT connections that the hub ended, by reason.";
+    MQTT_MESSAGES_REFUSED = Counter "forebay_mqtt_messages_refused_total" ["reason"] "Messages refused to MQTT 5 clients, whose connections go on, by reason.";
+    MQTT_DUPLICATES = Counter "forebay_mqtt_duplicates_total" [] "Messages that came again over MQTT, were acknowledged and not stored again.";
+    MQTT_WILLS = Counter "forebay_mqtt_wills_total" [] "Wills stored as telemetry.";
     READERS_DISPLACED = Counter "forebay_readers_displaced_total" [] "Event Hubs readers that lost their partition to one with an owner level as high.";
     THROTTLED = Counter "forebay_throttled_total" ["limit", "outcome"] "Requests and batches above a rate: delayed, or refused with the advice to come back later.";
     THROTTLE_WAIT = Counter "forebay_throttle_wait_seconds_total" ["limit"] "Time that requests and batches were made to wait for their turn.";

@@ -9,6 +9,7 @@
 //! only unacknowledged work.
 
 mod amqp;
+mod mqtt;
 pub mod demo;
 mod openapi;
 mod presence;
@@ -19,6 +20,7 @@ pub mod tls;
 
 use amqp::AmqpTunnel;
 pub use amqp::EVENTHUB_NAME;
+use mqtt::MqttTunnel;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -35,9 +37,10 @@ use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{
     Authenticator, Authorities, Entropy, EventKind, EventSettings, Events, Feedbacks, Groups, HubConfig, Live,
-    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Throttles, Twins, meta::HubMeta,
+    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Subscriptions, Throttles, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log};
+use crate::metrics::mqtt::MqttFacts;
 use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
@@ -111,11 +114,13 @@ pub struct Server {
     pub amqp_address: SocketAddr,
     /// Of AMQP without TLS, if that is served.
     pub amqp_plain_address: Option<SocketAddr>,
+    pub mqtt_address: SocketAddr,
     pub ops_address: SocketAddr,
     /// From the start until every partition was open.
     pub recovery: Duration,
     door: Arc<Door>,
     amqp: Arc<crate::amqp::Door>,
+    mqtt: Arc<crate::session::mqtt::Door>,
     endpoint: quinn::Endpoint,
     actors: Actors,
     arbiters: Vec<Arbiter>,
@@ -413,6 +418,23 @@ impl Server {
         );
         let handles: Vec<_> = arbiters.iter().map(Arbiter::handle).collect();
         amqp::serve(&amqp_door, amqp_bound, &tls.https, &handles);
+        let (mqtt_listener, mqtt_address) = mqtt::bind(&mqtt::settings(config))?;
+        let mqtt_parts = crate::session::mqtt::Parts {
+            router: router.clone(),
+            outboxes: outboxes.clone(),
+            twins: twins.clone(),
+            lines: lines.clone(),
+            throttles: throttles.clone(),
+            authenticator: authenticator.clone(),
+            subscriptions: Subscriptions::new(state.clone(), registry.clone()),
+            clock: clock.clone(),
+            observer: Arc::new(MqttFacts {
+                cell: metrics.shard(0),
+                metrics: metrics.clone(),
+            }),
+        };
+        let mqtt_door = crate::session::mqtt::Door::new(mqtt::settings(config), mqtt_parts);
+        mqtt::serve(&mqtt_door, mqtt_listener, &tls.https, &handles);
         let rest = Rest {
             live,
             authenticator,
@@ -438,7 +460,8 @@ impl Server {
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
             .with(Arc::new(rest))
-            .with_tunnel(Arc::new(AmqpTunnel(amqp_door.clone())));
+            .with_tunnel(Arc::new(AmqpTunnel(amqp_door.clone())))
+            .with_tunnel(Arc::new(MqttTunnel(mqtt_door.clone())));
         let (https, https_handle) = http::serve::serve(listener, site, tls.https)?;
         actix_rt::spawn(https);
 
@@ -468,10 +491,12 @@ impl Server {
             https_address,
             amqp_address,
             amqp_plain_address,
+            mqtt_address,
             ops_address,
             recovery,
             door,
             amqp: amqp_door,
+            mqtt: mqtt_door,
             endpoint,
             actors,
             arbiters,
@@ -489,7 +514,7 @@ impl Server {
 
     /// Connections of devices and services, handshakes included.
     pub fn sessions(&self) -> usize {
-        self.door.sessions() + self.amqp.connections()
+        self.door.sessions() + self.amqp.connections() + self.mqtt.connections()
     }
 
     /// Cursors that are being read now.
@@ -504,6 +529,7 @@ impl Server {
         self.readiness.set_phase(Phase::Draining);
         self.door.stop();
         self.amqp.stop();
+        self.mqtt.stop();
         let https_stopped = actix_rt::spawn(self.https.stop(true));
         for actor in &self.actors {
             actor.do_send(Stop {
@@ -512,7 +538,7 @@ impl Server {
         }
         let mut is_clean = false;
         while Instant::now() < deadline {
-            let mut is_idle = self.door.sessions() == 0 && self.amqp.connections() == 0;
+            let mut is_idle = self.sessions() == 0;
             for actor in &self.actors {
                 is_idle &= matches!(actor.send(Poll).await, Ok(drained) if drained.sessions == 0 && drained.is_idle);
             }

@@ -197,6 +197,7 @@ impl Hello {
         door.authenticator
             .authenticate(credential, &wanted, host, now)
             .map_err(|error| {
+                door.observer.auth_refused(error.label());
                 tracing::debug!(%error, device = %wanted.device.as_str(), "MQTT client refused");
                 Refused::of_auth(&error)
             })

@@ -25,6 +25,8 @@ pub trait Observer: Send + Sync {
     fn connection_closed(&self, _began: Began) {}
     /// TLS failed, or no CONNECT came in time, or the hub holds as many connections as it may.
     fn handshake_failed(&self) {}
+    /// A credential was refused; the label is from a closed set.
+    fn auth_refused(&self, _label: &'static str) {}
     /// A CONNECT was refused; the label is from a closed set.
     fn connect_refused(&self, _label: &'static str) {}
     fn session_opened(&self) {}
