@@ -1,9 +1,12 @@
 //! Messages to devices over HTTPS: one a request, under a lock that the next request settles.
 
+use std::borrow::Cow;
+
 use super::Devices;
 use crate::http::answer::time;
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::IdentityName;
+use crate::hub::sas::percent_encode;
 use crate::hub::outbox::{Delivered, Settlement};
 use crate::model::{Message, SystemKey};
 
@@ -44,9 +47,19 @@ fn answer(delivered: Delivered) -> Answer {
         }
     }
     for (name, value) in &properties {
-        answer = answer.header(&format!("iothub-app-{name}"), value);
+        answer = answer.header(&format!("iothub-app-{}", field_text(name)), &field_text(value));
     }
     answer
+}
+
+/// What no header can carry goes percent-encoded.
+// IoT Hub, message format section 7: the characters that stand for themselves.
+fn field_text(text: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.bytes().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(percent_encode(text))
 }
 
 /// Under which names a device finds a system property; two where the SDKs differ.
