@@ -2,20 +2,20 @@
 //! handles that the upper module passed down.
 //!
 //! ```text
-//!   devices and services: QUIC (forebay/1)     HTTPS, AMQP: devices    services
+//!   devices and services: QUIC (forebay/1)   MQTT, HTTPS, AMQP: devices    services
 //!              |  bytes                              |             |     over http/  call, answer, route, serve, websocket/
 //!              |                                     |             |     and amqp/  connection, link, credentials, cbs
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
-//! |  http/  amqp/  the same, without a stream each        |  |         query         |
+//! |  mqtt/  http/  amqp/  the same, without a stream each |  |         query         |
 //! |  every door's:  home  telemetry  commands           |  |                       |
-//! |                 twin  methods                       |  |                       |
+//! |                 twin  methods  post                 |  |                       |
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+
 //!              |------------------------------------------------>  frame  batch  message  stamp |
 //!              |  typed commands                                +-- proto/ ----------------------+
-//!              |                                                |  amqp/                         |
+//!              |                                                |  amqp/  mqtt/                  |
 //!              |                                                +--------------------------------+
 //! +-- shard/ --v-----------------------------------------------+
 //! |  router.rs  partition -> owner    actor.rs  mailbox        |   actors end here: plain code below
@@ -30,6 +30,7 @@
 //! |  outbox/  feedback/  twin/    |   |                        |
 //! |  presence  events/  method    |   |                        |
 //! |  query/  throttle/            |   |                        |
+//! |  subscriptions                |   |                        |
 //! +------------+------------------+   +-------------+----------+
 //!              |  keep                              |
 //! +-- state/ --v------------------+                 |
@@ -39,7 +40,8 @@
 //! +-- model/ --v------------------------------------v----------+
 //! |  ids  message  time  limits   plain values                 |   imports only std
 //! +------------------------------------------------------------+
-//!   beside the flow:  server/ wires all parts, starts, drains    config/  cli/  main.rs
+//!   beside the flow:  net  TCP listeners with TLS
+//!                     server/ wires all parts, starts, drains    config/  cli/  main.rs
 //!                     metrics/ implements the observers          client/  device, consumer, service
 //!                     testing/ simulated disk, fuzz targets (feature "testing")
 //! ```

@@ -11,6 +11,7 @@ use forebay::metrics::series::{self, Kind};
 /// the crate's docs; a line here that is longer than one word is an exception, and says so there.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("net", &[]),
     ("proto", &[]),
     ("wire", &["model"]),
     ("log", &["model"]),
@@ -18,12 +19,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["model", "state"]),
     ("shard", &["hub", "log", "model", "state", "wire"]),
     ("http", &["hub", "model"]),
-    ("amqp", &["hub", "model", "proto"]),
+    ("amqp", &["hub", "model", "net", "proto"]),
     (
         "session",
         &[
             "http",
             "amqp",
+            "net",
             "proto",
             "wire",
             "shard",
@@ -79,6 +81,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "proto::amqp::error",
             "hub::throttle",
             "session::amqp::observer",
+            "session::mqtt::observer",
             "session::quic::observer",
             "log::SyncError",
             "wire::close",

@@ -22,7 +22,13 @@ mod tests {
     fn dates_are_in_utc() {
         assert_eq!(text(UtcMillis(1_700_000_000_123), 7), "2023-11-14T22:13:20.1230000Z");
         assert!(is_utc(&text(UtcMillis(0), 3)));
-        for text in ["", "2021-04-21", "2021-04-21T11:30:16-07:00", "2021-04-21T11:30:16", "Z"] {
+        for text in [
+            "",
+            "2021-04-21",
+            "2021-04-21T11:30:16-07:00",
+            "2021-04-21T11:30:16",
+            "Z",
+        ] {
             assert!(!is_utc(text), "{text}");
         }
     }

@@ -42,6 +42,11 @@ struct Record {
     expires: Option<i64>,
 }
 
+/// The store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Unkept(#[from] pub StateError);
+
 /// The sessions of all identities. Cloning shares them.
 #[derive(Clone)]
 pub struct Subscriptions {
@@ -63,7 +68,7 @@ impl Subscriptions {
         name: &IdentityName,
         generation: Generation,
         now: UtcMillis,
-    ) -> Result<Option<Remembered>, StateError> {
+    ) -> Result<Option<Remembered>, Unkept> {
         let (_, key) = self.registry.identity_key(name);
         let Some(raw) = self.state.get(Table::Subscriptions, &key)? else {
             return Ok(None);
@@ -84,7 +89,7 @@ impl Subscriptions {
         name: &IdentityName,
         generation: Generation,
         remembered: Remembered,
-        done: impl FnOnce(Result<(), StateError>) + Send + 'static,
+        done: impl FnOnce(Result<(), Unkept>) + Send + 'static,
     ) {
         let (table, key) = self.registry.identity_key(name);
         let record = Record {
@@ -93,17 +98,21 @@ impl Subscriptions {
             expires: remembered.expires.map(|at| at.0),
         };
         // Nothing may be left behind by a device that was deleted meanwhile.
-        let batch = WriteBatch::default()
-            .expect(table, key.clone(), Expected::Present)
-            .put(Table::Subscriptions, key, encode(&record));
-        self.state.commit(batch, Box::new(done));
+        let batch = WriteBatch::default().expect(table, key.clone(), Expected::Present).put(
+            Table::Subscriptions,
+            key,
+            encode(&record),
+        );
+        self.state
+            .commit(batch, Box::new(|result| done(result.map_err(Unkept))));
     }
 
     /// Ends a session. `done` is called once that is durable.
-    pub fn forget(&self, name: &IdentityName, done: impl FnOnce(Result<(), StateError>) + Send + 'static) {
+    pub fn forget(&self, name: &IdentityName, done: impl FnOnce(Result<(), Unkept>) + Send + 'static) {
         let (_, key) = self.registry.identity_key(name);
         let batch = WriteBatch::default().delete(Table::Subscriptions, key);
-        self.state.commit(batch, Box::new(done));
+        self.state
+            .commit(batch, Box::new(|result| done(result.map_err(Unkept))));
     }
 }
 
@@ -141,7 +150,7 @@ mod tests {
                 .generation_id
         }
 
-        fn put(&self, name: IdentityName, generation: Generation, remembered: &Remembered) -> Result<(), StateError> {
+        fn put(&self, name: IdentityName, generation: Generation, remembered: &Remembered) -> Result<(), Unkept> {
             let remembered = remembered.clone();
             blocking(|done| self.subscriptions.put(&name, generation, remembered, done)).unwrap()
         }
@@ -175,7 +184,9 @@ mod tests {
         hub.put(device(), generation, &remembered(None)).unwrap();
         let hub = Hub::new(state);
         assert_eq!(hub.get(generation, NOW), Some(remembered(None)));
-        blocking(|done| hub.subscriptions.forget(&device(), done)).unwrap().unwrap();
+        blocking(|done| hub.subscriptions.forget(&device(), done))
+            .unwrap()
+            .unwrap();
         assert_eq!(hub.get(generation, NOW), None);
     }
 
@@ -200,10 +211,13 @@ mod tests {
             ..device()
         };
         hub.put(device(), first, &remembered(None)).unwrap();
-        hub.put(module.clone(), of_module.generation_id, &remembered(None)).unwrap();
-        hub.registry.delete_device_blocking(&device().device, IfMatch::Any).unwrap();
+        hub.put(module.clone(), of_module.generation_id, &remembered(None))
+            .unwrap();
+        hub.registry
+            .delete_device_blocking(&device().device, IfMatch::Any)
+            .unwrap();
         let late = hub.put(device(), first, &remembered(None));
-        assert!(matches!(late, Err(StateError::Conflict { .. })), "{late:?}");
+        assert!(matches!(late, Err(Unkept(StateError::Conflict { .. }))), "{late:?}");
         let second = hub.create();
         for (name, generation) in [(device(), first), (device(), second), (module, of_module.generation_id)] {
             assert_eq!(hub.subscriptions.get(&name, generation, NOW).unwrap(), None);

@@ -43,7 +43,11 @@ impl MqttCells {
 }
 
 fn count(cell: &Labelled, label: &'static str) {
-    *cell.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+    *cell
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .entry(label)
+        .or_default() += 1;
 }
 
 fn counts(cell: &Labelled) -> impl Iterator<Item = (Vec<String>, f64)> + use<> {

@@ -9,9 +9,9 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram as Buckets, LabelPair,
 
 use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, SessionKind, ShardCell, Stage};
 use super::histogram::{Histogram, Snapshot};
+use super::mqtt::MqttCells;
 use super::process;
 use super::series::{self, Kind, Series};
-use super::mqtt::MqttCells;
 use crate::amqp::observer::Began;
 use crate::http::route::Route;
 use crate::http::websocket::{Protocol, UpgradeRefused};

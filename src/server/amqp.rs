@@ -70,12 +70,7 @@ pub(super) fn serve(door: &Arc<Door>, bound: Bound, tls: &rustls::ServerConfig, 
     // Clients of AMQP name no protocol in TLS; those that do name one speak something else.
     tls.alpn_protocols.clear();
     let tls = Some(Arc::new(tls));
-    actix_rt::spawn(net::accept(
-        door.clone(),
-        bound.listener,
-        tls,
-        arbiters.to_vec(),
-    ));
+    actix_rt::spawn(net::accept(door.clone(), bound.listener, tls, arbiters.to_vec()));
     if let Some(plain) = bound.plain {
         actix_rt::spawn(net::accept(door.clone(), plain, None, arbiters.to_vec()));
     }

@@ -9,8 +9,8 @@
 //! only unacknowledged work.
 
 mod amqp;
-mod mqtt;
 pub mod demo;
+mod mqtt;
 mod openapi;
 mod presence;
 mod resumption;

@@ -41,7 +41,10 @@ mod tests {
         let line = Line::new(rate);
         let turns: Vec<Duration> = (0..5).map(|_| line.turn(now) - now).collect();
         assert!(turns.is_sorted() && turns[1] == Duration::ZERO, "{turns:?}");
-        assert!(turns[4] > Duration::from_millis(20) && turns[4] <= Duration::from_millis(30), "{turns:?}");
+        assert!(
+            turns[4] > Duration::from_millis(20) && turns[4] <= Duration::from_millis(30),
+            "{turns:?}"
+        );
         assert_eq!(Line::new(Rate::NONE).turn(now), now);
     }
 }

@@ -99,7 +99,12 @@ mod tests {
             pair("tür", Some("/")),
         ];
         let bag = "%24.mid=m%201&a&b=&c=x=y+z&t%C3%BCr=%2f";
-        for form in [bag.to_owned(), format!("?{bag}"), format!("{bag}/"), format!("&{bag}&=1&")] {
+        for form in [
+            bag.to_owned(),
+            format!("?{bag}"),
+            format!("{bag}/"),
+            format!("&{bag}&=1&"),
+        ] {
             assert_eq!(read(&form), expected, "{form}");
         }
         assert_eq!(read(""), []);

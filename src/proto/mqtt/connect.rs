@@ -101,9 +101,12 @@ impl<'a> Connect<'a> {
 
     pub(super) fn write(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         let mut flags = u8::from(self.is_clean) * CLEAN;
-        flags |= u8::from(self.user_name.is_some()) * USER_NAME | u8::from(self.password.is_some()) * PASSWORD;
+        let mut set = |is_set: bool, flag| flags |= if is_set { flag } else { 0 };
+        set(self.user_name.is_some(), USER_NAME);
+        set(self.password.is_some(), PASSWORD);
         if let Some(will) = &self.will {
-            flags |= WILL | (will.qos as u8) << 3 | u8::from(will.is_retain) * WILL_RETAIN;
+            set(true, WILL | (will.qos as u8) << 3);
+            set(will.is_retain, WILL_RETAIN);
         }
         let mut body = Vec::with_capacity(64);
         write_binary(NAME, &mut body)?;

@@ -215,7 +215,9 @@ impl<'a> Disconnect<'a> {
 impl<'a> Auth<'a> {
     fn read(body: &'a [u8], version: Version) -> Result<Self, Error> {
         if version == Version::V3 {
-            return Err(Error::Header { first: (Kind::Auth as u8) << 4 });
+            return Err(Error::Header {
+                first: (Kind::Auth as u8) << 4,
+            });
         }
         let (reason, properties) = read_reason(Kind::Auth, body)?;
         Ok(Self { reason, properties })
@@ -223,7 +225,9 @@ impl<'a> Auth<'a> {
 
     fn write(&self, version: Version, out: &mut Vec<u8>) -> Result<(), Error> {
         match version {
-            Version::V3 => Err(Error::Header { first: (Kind::Auth as u8) << 4 }),
+            Version::V3 => Err(Error::Header {
+                first: (Kind::Auth as u8) << 4,
+            }),
             Version::V5 => write_reason(Kind::Auth, self.reason, &self.properties, out),
         }
     }

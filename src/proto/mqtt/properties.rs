@@ -164,7 +164,11 @@ impl<'a> Property<'a> {
             _ => true,
         };
         let number = self.number();
-        if is_valid { Ok(()) } else { Err(Error::PropertyValue { number }) }
+        if is_valid {
+            Ok(())
+        } else {
+            Err(Error::PropertyValue { number })
+        }
     }
 }
 

@@ -48,7 +48,11 @@ impl<'a> Publish<'a> {
             Version::V5 => Properties::read(&mut reader, Place::Packet(Kind::Publish))?,
         };
         // MQTT 3.1.1 [MQTT-4.7.3-1], MQTT 5 s3.3.2.1.
-        let has_alias = || properties.iter().any(|property| matches!(property, Property::TopicAlias(_)));
+        let has_alias = || {
+            properties
+                .iter()
+                .any(|property| matches!(property, Property::TopicAlias(_)))
+        };
         if topic.is_empty() && !has_alias() {
             return Err(Error::Topic);
         }

@@ -55,10 +55,9 @@ impl<'a> Filter<'a> {
     }
 
     fn options(&self) -> u8 {
-        self.qos as u8
-            | u8::from(self.no_local) * NO_LOCAL
-            | u8::from(self.retain_as_published) * RETAIN_AS_PUBLISHED
-            | self.retain_handling << 4
+        let set = |is_set: bool, flag| if is_set { flag } else { 0 };
+        let flags = set(self.no_local, NO_LOCAL) | set(self.retain_as_published, RETAIN_AS_PUBLISHED);
+        self.qos as u8 | flags | self.retain_handling << 4
     }
 }
 
@@ -117,14 +116,23 @@ impl<'a> Subscribe<'a> {
     }
 
     pub(super) fn write(&self, version: Version, out: &mut Vec<u8>) -> Result<(), Error> {
-        write_filters(Kind::Subscribe, self.packet_id, &self.properties, self.filters, version, out)
+        write_filters(
+            Kind::Subscribe,
+            self.packet_id,
+            &self.properties,
+            self.filters,
+            version,
+            out,
+        )
     }
 }
 
 impl std::fmt::Debug for Subscribe<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Subscribe");
-        debug.field("packet_id", &self.packet_id).field("properties", &self.properties);
+        debug
+            .field("packet_id", &self.packet_id)
+            .field("properties", &self.properties);
         debug.field("filters", &self.filters().collect::<Vec<_>>()).finish()
     }
 }
@@ -227,14 +235,23 @@ impl<'a> Unsubscribe<'a> {
     }
 
     pub(super) fn write(&self, version: Version, out: &mut Vec<u8>) -> Result<(), Error> {
-        write_filters(Kind::Unsubscribe, self.packet_id, &self.properties, self.filters, version, out)
+        write_filters(
+            Kind::Unsubscribe,
+            self.packet_id,
+            &self.properties,
+            self.filters,
+            version,
+            out,
+        )
     }
 }
 
 impl std::fmt::Debug for Unsubscribe<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Unsubscribe");
-        debug.field("packet_id", &self.packet_id).field("properties", &self.properties);
+        debug
+            .field("packet_id", &self.packet_id)
+            .field("properties", &self.properties);
         debug.field("filters", &self.filters().collect::<Vec<_>>()).finish()
     }
 }

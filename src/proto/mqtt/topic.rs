@@ -204,7 +204,10 @@ mod tests {
     #[test]
     fn requests_and_answers_carry_an_id_as_it_stands() {
         for (topic, expected) in [
-            ("$iothub/twin/GET/?$rid=a%20b", Some(Published::TwinGet { rid: "a%20b" })),
+            (
+                "$iothub/twin/GET/?$rid=a%20b",
+                Some(Published::TwinGet { rid: "a%20b" }),
+            ),
             (
                 "$iothub/twin/PATCH/properties/reported/?$rid=1&$version=7",
                 Some(Published::TwinReport {
@@ -242,7 +245,10 @@ mod tests {
             ("$iothub/twin/res/#", Some(Filter::TwinAnswers)),
             ("$iothub/twin/PATCH/properties/desired/#", Some(Filter::DesiredChanges)),
             ("$iothub/methods/POST/#", Some(Filter::Methods(None))),
-            ("$iothub/methods/POST/a%20b/#", Some(Filter::Methods(Some("a b".into())))),
+            (
+                "$iothub/methods/POST/a%20b/#",
+                Some(Filter::Methods(Some("a b".into()))),
+            ),
             ("devices/d/modules/m/#", Some(Filter::Inputs(module))),
             ("devices/d/modules/m/inputs/#", Some(Filter::Inputs(module))),
             ("$iothub/credential/#", Some(Filter::Credentials)),
@@ -250,7 +256,13 @@ mod tests {
             ("devices/d/messages/devicebound/", None),
             ("devices/d/messages/events/#", None),
             ("devices/d/#", None),
-            ("devices/+/messages/devicebound/#", Some(Filter::Commands(Owner { device: "+", module: None }))),
+            (
+                "devices/+/messages/devicebound/#",
+                Some(Filter::Commands(Owner {
+                    device: "+",
+                    module: None,
+                })),
+            ),
             ("$iothub/methods/POST//#", None),
             ("$iothub/methods/POST/+/#", None),
             ("$iothub/#", None),

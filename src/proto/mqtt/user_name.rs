@@ -22,7 +22,10 @@ impl<'a> UserName<'a> {
     pub fn parse(text: &'a str) -> Option<Self> {
         let (host, rest) = text.split_once('/')?;
         // Old clients part the agent from the version by a slash, and have one in it.
-        let end = ["/api-version=", "/?api-version="].iter().filter_map(|mark| rest.find(mark)).min();
+        let end = ["/api-version=", "/?api-version="]
+            .iter()
+            .filter_map(|mark| rest.find(mark))
+            .min();
         let (ids, properties) = match end {
             Some(at) => (&rest[..at], &rest[at + 1..]),
             None => rest.rsplit_once('/')?,
@@ -60,7 +63,9 @@ mod tests {
 
     #[test]
     fn a_user_name_names_hub_identity_and_client() {
-        let name = UserName::parse("hub.example/d/?api-version=2021-04-12&DeviceClientType=a%2F1&model-id=dtmi%3Ax%3B1").unwrap();
+        let name =
+            UserName::parse("hub.example/d/?api-version=2021-04-12&DeviceClientType=a%2F1&model-id=dtmi%3Ax%3B1")
+                .unwrap();
         assert_eq!((name.host, name.device, name.module), ("hub.example", "d", None));
         assert_eq!(name.property("DeviceClientType").unwrap(), "a/1");
         assert_eq!(name.property("model-id").unwrap(), "dtmi:x;1");
@@ -89,7 +94,16 @@ mod tests {
 
     #[test]
     fn other_forms_are_refused() {
-        for text in ["", "hub", "hub/", "hub/d", "hub//?x", "hub/d/m/n/?x", "hub///", "hub/d//?api-version=1"] {
+        for text in [
+            "",
+            "hub",
+            "hub/",
+            "hub/d",
+            "hub//?x",
+            "hub/d/m/n/?x",
+            "hub///",
+            "hub/d//?api-version=1",
+        ] {
             assert_eq!(UserName::parse(text), None, "{text}");
         }
     }

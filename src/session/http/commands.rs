@@ -6,8 +6,8 @@ use super::Devices;
 use crate::http::answer::time;
 use crate::http::{Answer, Call, Refused, wait};
 use crate::hub::IdentityName;
-use crate::hub::sas::percent_encode;
 use crate::hub::outbox::{Delivered, Settlement};
+use crate::hub::sas::percent_encode;
 use crate::model::{Message, SystemKey};
 
 impl Devices {

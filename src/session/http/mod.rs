@@ -13,7 +13,6 @@ mod events;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actix_web::http::header::AUTHORIZATION;
 use crate::http::{Answer, Answering, Call, Entry, Refused, Room, Route};
 use crate::hub::outbox::Settlement;
 use crate::hub::throttle::Class;
@@ -23,6 +22,7 @@ use crate::session::post::{Unstored, post};
 use crate::shard::command::{Messages, PostError};
 use crate::shard::router::Router;
 use crate::shard::timing::pass;
+use actix_web::http::header::AUTHORIZATION;
 
 // IoT Hub, HTTPS section 2.
 pub const ROUTES: &[Entry] = &[

@@ -91,7 +91,10 @@ impl Downlink {
             if !is_written || !is_taken {
                 // MQTT 5 [MQTT-3.1.2-25]; or no topic is long enough for its properties. It never can be.
                 out.truncate(before);
-                tracing::debug!(device = client.name.device.as_str(), "a message is too large for its device");
+                tracing::debug!(
+                    device = client.name.device.as_str(),
+                    "a message is too large for its device"
+                );
                 self.queue.settle(delivered.token, Settlement::Reject);
                 continue;
             }

@@ -85,7 +85,11 @@ impl Ended {
     pub fn stalled() -> Self {
         Self {
             reason: None,
-            ..Self::new("stalled", Reason::UNSPECIFIED, "the client takes nothing of what is sent")
+            ..Self::new(
+                "stalled",
+                Reason::UNSPECIFIED,
+                "the client takes nothing of what is sent",
+            )
         }
     }
 

@@ -9,7 +9,7 @@ use crate::hub::{Authenticated, Credential, IdentityName};
 use crate::model::{DeviceId, Message, ModuleId};
 use crate::proto::mqtt::topic::Published;
 use crate::proto::mqtt::user_name::UserName;
-use crate::proto::mqtt::{Connect, Error, PropertyBuf, Property, QoS, Reason, Version, Will};
+use crate::proto::mqtt::{Connect, Error, Property, PropertyBuf, QoS, Reason, Version, Will};
 use crate::shard::command::OpenError;
 
 /// A CONNECT that owns what it says.
@@ -104,7 +104,9 @@ impl Refused {
     pub fn of_auth(error: &AuthError) -> Self {
         let label = error.label();
         match error {
-            AuthError::Unavailable(_) => Self::unavailable(label, Reason::SERVER_UNAVAILABLE, "the hub cannot tell now"),
+            AuthError::Unavailable(_) => {
+                Self::unavailable(label, Reason::SERVER_UNAVAILABLE, "the hub cannot tell now")
+            }
             AuthError::Malformed(_) => {
                 let reason = Reason::BAD_USER_NAME_OR_PASSWORD;
                 Self::new(label, MALFORMED, reason, "the password is no token that can be read")
@@ -163,7 +165,12 @@ impl Hello {
     pub fn authenticate(&self, door: &Door, chain: &[CertificateDer<'static>]) -> Result<Authenticated, Refused> {
         if self.said.has_auth_method {
             let text = "no enhanced authentication is served";
-            return Err(Refused::new("auth_method", NOT_AUTHORIZED, Reason::BAD_AUTHENTICATION_METHOD, text));
+            return Err(Refused::new(
+                "auth_method",
+                NOT_AUTHORIZED,
+                Reason::BAD_AUTHENTICATION_METHOD,
+                text,
+            ));
         }
         let malformed = |text| {
             let reason = Reason::BAD_USER_NAME_OR_PASSWORD;

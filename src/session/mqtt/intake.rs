@@ -153,7 +153,9 @@ fn check(publish: &Publish<'_>) -> Result<(), Ended> {
         match property {
             // The CONNACK grants none.
             Property::TopicAlias(_) => {
-                return Err(Ended::malformed(crate::proto::mqtt::Error::PropertyValue { number: 35 }));
+                return Err(Ended::malformed(crate::proto::mqtt::Error::PropertyValue {
+                    number: 35,
+                }));
             }
             // MQTT 5 [MQTT-3.3.4-6].
             Property::SubscriptionId(_) => return Err(Ended::protocol("a client's message names a subscription")),

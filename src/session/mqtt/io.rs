@@ -189,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::proto::mqtt::{Publish, Properties, QoS};
+    use crate::proto::mqtt::{Properties, Publish, QoS};
 
     const MAX: usize = 1000;
 
@@ -218,7 +218,9 @@ mod tests {
             while !unread.is_empty() {
                 let mut taken = 0;
                 let (used, _) = cut(&mut carry, unread, Version::V3, MAX, &mut |packet| {
-                    let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
+                    let Packet::Publish(publish) = packet else {
+                        panic!("{packet:?}")
+                    };
                     payloads.push(publish.payload.to_vec());
                     taken += 1;
                     Ok(taken < stop_every)

@@ -155,8 +155,13 @@ pub fn command_topic(delivered: &Delivered, target: &IdentityName) -> String {
             bag::push(&mut topic, short, Some(&value));
         }
     }
-    let named = NAMED.into_iter().filter_map(|key| Some((key.name(), message.get(key)?)));
-    let own = message.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let named = NAMED
+        .into_iter()
+        .filter_map(|key| Some((key.name(), message.get(key)?)));
+    let own = message
+        .properties
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in named.chain(own) {
         bag::push(&mut topic, name, Some(value));
     }
@@ -217,7 +222,9 @@ mod tests {
 
     #[test]
     fn a_bag_has_system_and_application_properties() {
-        let message = of_bag("%24.mid=m-1&$.ct=application%2Fjson&$.unknown=x&Level=high&level=low&none&iothub-ack=full").unwrap();
+        let message =
+            of_bag("%24.mid=m-1&$.ct=application%2Fjson&$.unknown=x&Level=high&level=low&none&iothub-ack=full")
+                .unwrap();
         let expected = Message::default()
             .system(SystemKey::MessageId, "m-1")
             .system(SystemKey::ContentType, "application/json")
@@ -287,7 +294,10 @@ mod tests {
         name.module = Some(ModuleId::new("m").unwrap());
         delivered.message = Message::default().system(SystemKey::To, "/x");
         let topic = command_topic(&delivered, &name);
-        assert!(topic.starts_with("devices/d/modules/m/messages/devicebound/%24.to=%2Fx&%24.exp="), "{topic}");
+        assert!(
+            topic.starts_with("devices/d/modules/m/messages/devicebound/%24.to=%2Fx&%24.exp="),
+            "{topic}"
+        );
     }
 
     #[test]

@@ -21,10 +21,10 @@ use super::uplink::Uplink;
 use super::will;
 use super::window::Window;
 use super::{Door, Memory};
-use crate::hub::method::CALLS_PER_TARGET_MAX;
-use crate::hub::subscriptions::{Remembered, Subscription};
-use crate::hub::throttle::Class;
 use crate::hub::Authenticated;
+use crate::hub::method::CALLS_PER_TARGET_MAX;
+use crate::hub::subscriptions::{Remembered, Subscription, Unkept};
+use crate::hub::throttle::Class;
 use crate::model::{Epoch, UtcMillis};
 use crate::net::Stream;
 use crate::proto::mqtt::{
@@ -37,7 +37,6 @@ use crate::session::telemetry::Telemetry;
 use crate::session::twin::{Desired, Observed, OwnTwin};
 use crate::shard::command::OpenError;
 use crate::shard::timing::{instant_of, pass};
-use crate::state::StateError;
 
 /// How long what was taken may take to be stored at the end, and the last words to get out.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -138,8 +137,8 @@ struct Session {
     subscribed: Subscribed,
     /// An answer that waits until what was subscribed is kept.
     keeping: Option<Keeping>,
-    kept: mpsc::UnboundedReceiver<Result<(), StateError>>,
-    keep: mpsc::UnboundedSender<Result<(), StateError>>,
+    kept: mpsc::UnboundedReceiver<Result<(), Unkept>>,
+    keep: mpsc::UnboundedSender<Result<(), Unkept>>,
     downlink: Option<Downlink>,
     methods: Option<Methods>,
     wanted: Wanted,
@@ -408,7 +407,10 @@ impl Session {
 
     fn handle_timeout<S: Stream>(&mut self, io: &Io<S>) -> Result<(), Ended> {
         let now = Instant::now();
-        if io.stalled_since.is_some_and(|since| now >= since + self.door.config.stall_timeout) {
+        if io
+            .stalled_since
+            .is_some_and(|since| now >= since + self.door.config.stall_timeout)
+        {
             return Err(Ended::stalled());
         }
         if self.identity.expires.is_some_and(|at| self.door.clock.now() >= at) {
@@ -431,7 +433,10 @@ impl Session {
             Event::Unsubscribe { packet_id, filters } => self.unsubscribe(packet_id, &filters),
             Event::Acknowledged(id, reason) => {
                 // One that is unknown: of a message whose lock ran out long ago, or of none.
-                let is_known = self.downlink.as_mut().is_some_and(|downlink| downlink.acknowledged(id, reason));
+                let is_known = self
+                    .downlink
+                    .as_mut()
+                    .is_some_and(|downlink| downlink.acknowledged(id, reason));
                 if !is_known {
                     tracing::debug!(id, "an acknowledgement of nothing");
                 }
@@ -521,7 +526,7 @@ impl Session {
         self.remember(None, Some(self.keep.clone()));
     }
 
-    fn remember(&self, expires: Option<UtcMillis>, kept: Option<mpsc::UnboundedSender<Result<(), StateError>>>) {
+    fn remember(&self, expires: Option<UtcMillis>, kept: Option<mpsc::UnboundedSender<Result<(), Unkept>>>) {
         let remembered = Remembered {
             filters: self.subscribed.filters().to_vec(),
             expires,
@@ -537,7 +542,7 @@ impl Session {
             });
     }
 
-    fn kept(&mut self, result: Result<(), StateError>) {
+    fn kept(&mut self, result: Result<(), Unkept>) {
         let Some(keeping) = self.keeping.take() else { return };
         match result {
             Ok(()) => self.intake.out.extend_from_slice(&keeping.answer),
@@ -724,7 +729,10 @@ impl Session {
         let delay = Duration::from_secs(will.as_ref().map_or(0, |will| will.delay).into());
         let taken_back = will.and_then(|will| will::publish(&door, identity, will));
         if session_expiry > 0 {
-            let kept = door.config.duplicate_window.min(Duration::from_secs(session_expiry.into()));
+            let kept = door
+                .config
+                .duplicate_window
+                .min(Duration::from_secs(session_expiry.into()));
             let now = Instant::now();
             let memory = Memory {
                 window: intake.uplink.window,

@@ -98,12 +98,20 @@ impl Subscribed {
                 _ => {}
             }
         }
-        if named.is_empty() { Methods::None } else { Methods::Named(named) }
+        if named.is_empty() {
+            Methods::None
+        } else {
+            Methods::Named(named)
+        }
     }
 
     fn parsed(&self) -> impl Iterator<Item = (Filter<'_>, QoS)> {
         self.0.iter().filter_map(|known| {
-            let qos = if known.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+            let qos = if known.qos == 0 {
+                QoS::AtMostOnce
+            } else {
+                QoS::AtLeastOnce
+            };
             Some((Filter::parse(&known.filter)?, qos))
         })
     }
@@ -134,18 +142,33 @@ mod tests {
     fn subscriptions_say_what_is_wanted() {
         let mut subscribed = Subscribed::default();
         assert_eq!((subscribed.commands(), subscribed.methods()), (None, Methods::None));
-        assert_eq!(subscribed.add(COMMANDS, QoS::ExactlyOnce, &device()), Ok(QoS::AtLeastOnce));
-        assert_eq!(subscribed.add("$iothub/methods/POST/a/#", QoS::AtMostOnce, &device()), Ok(QoS::AtMostOnce));
+        assert_eq!(
+            subscribed.add(COMMANDS, QoS::ExactlyOnce, &device()),
+            Ok(QoS::AtLeastOnce)
+        );
+        assert_eq!(
+            subscribed.add("$iothub/methods/POST/a/#", QoS::AtMostOnce, &device()),
+            Ok(QoS::AtMostOnce)
+        );
         assert_eq!(subscribed.commands(), Some(QoS::AtLeastOnce));
         assert!(subscribed.methods().include("a") && !subscribed.methods().include("b"));
-        subscribed.add("$iothub/methods/POST/#", QoS::AtMostOnce, &device()).unwrap();
+        subscribed
+            .add("$iothub/methods/POST/#", QoS::AtMostOnce, &device())
+            .unwrap();
         assert!(subscribed.methods().include("b"));
         assert!(!subscribed.has_twin_answers() && !subscribed.has_desired_changes());
-        subscribed.add("$iothub/twin/res/#", QoS::AtMostOnce, &device()).unwrap();
-        subscribed.add("$iothub/twin/PATCH/properties/desired/#", QoS::AtMostOnce, &device()).unwrap();
+        subscribed
+            .add("$iothub/twin/res/#", QoS::AtMostOnce, &device())
+            .unwrap();
+        subscribed
+            .add("$iothub/twin/PATCH/properties/desired/#", QoS::AtMostOnce, &device())
+            .unwrap();
         assert!(subscribed.has_twin_answers() && subscribed.has_desired_changes());
         // Again, with another QoS: still five.
-        assert_eq!(subscribed.add(COMMANDS, QoS::AtMostOnce, &device()), Ok(QoS::AtMostOnce));
+        assert_eq!(
+            subscribed.add(COMMANDS, QoS::AtMostOnce, &device()),
+            Ok(QoS::AtMostOnce)
+        );
         assert_eq!(subscribed.commands(), Some(QoS::AtMostOnce));
         let sixth = subscribed.add("$iothub/methods/POST/b/#", QoS::AtMostOnce, &device());
         assert_eq!(sixth, Err(Reason::QUOTA_EXCEEDED));
@@ -168,7 +191,11 @@ mod tests {
             ("#", device(), Reason::TOPIC_FILTER_INVALID),
             ("devices/d/messages/events/#", device(), Reason::TOPIC_FILTER_INVALID),
         ] {
-            assert_eq!(subscribed.add(filter, QoS::AtLeastOnce, &name), Err(expected), "{filter}");
+            assert_eq!(
+                subscribed.add(filter, QoS::AtLeastOnce, &name),
+                Err(expected),
+                "{filter}"
+            );
         }
         let long = format!("$iothub/methods/POST/{}/#", "x".repeat(2000));
         assert!(subscribed.add(&long, QoS::AtMostOnce, &device()).is_err());

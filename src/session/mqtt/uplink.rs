@@ -132,7 +132,10 @@ impl Uplink {
     pub fn refuse(&mut self, publish: &Publish<'_>, refusal: Refusal) -> Result<(), Ended> {
         // MQTT 5 s3.2.2.3.4: who sends what was said not to be served is told goodbye.
         if self.version == Version::V3 || refusal == Refusal::QOS {
-            return Err(Ended::refused(refusal, format_args!("a message was refused: {}", refusal.label)));
+            return Err(Ended::refused(
+                refusal,
+                format_args!("a message was refused: {}", refusal.label),
+            ));
         }
         self.door.observer.message_refused(refusal.label);
         if let Some(id) = publish.packet_id {

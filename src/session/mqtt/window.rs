@@ -1,7 +1,7 @@
 //! Which messages of QoS 1 a session has sent: those that wait for their acknowledgement, and the last ones that have it.
 //!
 //! ```text
-//!   received ──> [ acknowledged, known again | waiting for the disk ] 
+//!   received ──> [ acknowledged, known again | waiting for the disk ]
 //!                  ^ oldest goes first         └─ durable ──> PUBACK, in the order received
 //! ```
 //!
@@ -60,7 +60,8 @@ impl Window {
     /// The window for the next connection: what is stored is known again, the rest never came.
     #[must_use]
     pub fn resumed(mut self, stored: u64, is_kept: bool) -> Self {
-        self.entries.retain(|entry| entry.is_message && entry.sequence <= stored);
+        self.entries
+            .retain(|entry| entry.is_message && entry.sequence <= stored);
         self.acknowledged = self.entries.len();
         self.known_max = if is_kept { KNOWN_MAX } else { 0 };
         self.trim();
@@ -74,7 +75,11 @@ impl Window {
 
     /// Whether a message that is marked as a duplicate was taken before.
     pub fn knows(&self, packet_id: NonZeroU16, digest: u64) -> bool {
-        let last = self.entries.iter().rev().find(|entry| entry.is_message && entry.packet_id == packet_id);
+        let last = self
+            .entries
+            .iter()
+            .rev()
+            .find(|entry| entry.is_message && entry.packet_id == packet_id);
         last.is_some_and(|entry| entry.digest == digest)
     }
 
