@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   devices and services: QUIC (forebay/1)   MQTT, HTTPS, AMQP: devices    services
-//!              |  bytes                              |             |     over http/  call, answer, route, serve, websocket/
+//!              |  bytes                              |             |     on net/  listeners, TLS
+//!              |                                     |             |     over http/  call, answer, route, serve, websocket/
 //!              |                                     |             |     and amqp/  connection, link, credentials, cbs
 //! +-- session/ v-------------------------------------v--+  +-------v--- service/ --+
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
@@ -40,8 +41,7 @@
 //! +-- model/ --v------------------------------------v----------+
 //! |  ids  message  time  limits   plain values                 |   imports only std
 //! +------------------------------------------------------------+
-//!   beside the flow:  net  TCP listeners with TLS
-//!                     server/ wires all parts, starts, drains    config/  cli/  main.rs
+//!   beside the flow:  server/ wires all parts, starts, drains    config/  cli/  main.rs
 //!                     metrics/ implements the observers          client/  device, consumer, service
 //!                     testing/ simulated disk, fuzz targets (feature "testing")
 //! ```
@@ -56,7 +56,7 @@
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
 //! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
 //! | [`http`] | hub, model | session, service, shard, log, metrics, server |
-//! | [`net`] | nothing of ours | what is spoken on a connection |
+//! | [`net`] | nothing of ours | protocols, who is let in and why |
 //! | [`amqp`] | hub, model, net, proto | session, service, shard, log, metrics, server |
 //! | [`session`] | http, amqp, net, proto, wire, shard, hub, model, the readers' side of log | service, metrics, server |
 //! | [`service`] | http, amqp, proto, wire, shard, hub, model, the readers' side of log | session, metrics, server |

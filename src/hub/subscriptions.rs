@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::decide::{decode, encode};
+use super::decide::{decide, decode, encode};
 use super::identity::IdentityName;
+use super::json;
 use super::registry::Registry;
 use crate::model::{Generation, UtcMillis};
 use crate::state::{Expected, State, StateError, Table, WriteBatch};
@@ -42,10 +43,14 @@ struct Record {
     expires: Option<i64>,
 }
 
-/// The store did not do what it was asked.
+/// Why a session was not kept, or not found out.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct Unkept(#[from] pub StateError);
+pub enum Unkept {
+    #[error("the identity is gone")]
+    Gone,
+    #[error(transparent)]
+    State(#[from] StateError),
+}
 
 /// The sessions of all identities. Cloning shares them.
 #[derive(Clone)]
@@ -82,8 +87,8 @@ impl Subscriptions {
         }))
     }
 
-    /// Keeps a session in place of what was kept before. `done` is called once it is durable, or refused; that there is no
-    /// such identity any more is `Conflict`.
+    /// Keeps a session in place of what was kept before. `done` is called once it is durable, or refused; also when this
+    /// life of the identity is over.
     pub fn put(
         &self,
         name: &IdentityName,
@@ -91,28 +96,55 @@ impl Subscriptions {
         remembered: Remembered,
         done: impl FnOnce(Result<(), Unkept>) + Send + 'static,
     ) {
-        let (table, key) = self.registry.identity_key(name);
+        let (_, key) = self.registry.identity_key(name);
         let record = Record {
             generation: generation.0,
             filters: remembered.filters,
             expires: remembered.expires.map(|at| at.0),
         };
-        // Nothing may be left behind by a device that was deleted meanwhile.
-        let batch = WriteBatch::default().expect(table, key.clone(), Expected::Present).put(
-            Table::Subscriptions,
-            key,
-            encode(&record),
-        );
-        self.state
-            .commit(batch, Box::new(|result| done(result.map_err(Unkept))));
+        let record = encode(&record);
+        self.write(name, generation, done, move |batch| {
+            batch.put(Table::Subscriptions, key.clone(), record.clone())
+        });
     }
 
-    /// Ends a session. `done` is called once that is durable.
-    pub fn forget(&self, name: &IdentityName, done: impl FnOnce(Result<(), Unkept>) + Send + 'static) {
+    /// Ends a session. `done` is called once that is durable, or refused; also when this life of the identity is over.
+    pub fn forget(
+        &self,
+        name: &IdentityName,
+        generation: Generation,
+        done: impl FnOnce(Result<(), Unkept>) + Send + 'static,
+    ) {
         let (_, key) = self.registry.identity_key(name);
-        let batch = WriteBatch::default().delete(Table::Subscriptions, key);
-        self.state
-            .commit(batch, Box::new(|result| done(result.map_err(Unkept))));
+        self.write(name, generation, done, move |batch| {
+            batch.delete(Table::Subscriptions, key.clone())
+        });
+    }
+
+    /// Writes if the identity still lives: a connection that ends late must not touch the session of the next life.
+    fn write(
+        &self,
+        name: &IdentityName,
+        generation: Generation,
+        done: impl FnOnce(Result<(), Unkept>) + Send + 'static,
+        change: impl Fn(WriteBatch) -> WriteBatch + Send + 'static,
+    ) {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Life {
+            #[serde(with = "json::generation")]
+            generation_id: Generation,
+        }
+        let (table, key) = self.registry.identity_key(name);
+        let attempt = move |state: &dyn State| -> Result<_, Unkept> {
+            let raw = state.get(table, &key)?.ok_or(Unkept::Gone)?;
+            if decode::<Life>(&raw)?.generation_id != generation {
+                return Err(Unkept::Gone);
+            }
+            let unchanged = WriteBatch::default().expect(table, key.clone(), Expected::Value(raw));
+            Ok((change(unchanged), ()))
+        };
+        decide(&self.state, Box::new(attempt), Box::new(done));
     }
 }
 
@@ -184,7 +216,7 @@ mod tests {
         hub.put(device(), generation, &remembered(None)).unwrap();
         let hub = Hub::new(state);
         assert_eq!(hub.get(generation, NOW), Some(remembered(None)));
-        blocking(|done| hub.subscriptions.forget(&device(), done))
+        blocking(|done| hub.subscriptions.forget(&device(), generation, done))
             .unwrap()
             .unwrap();
         assert_eq!(hub.get(generation, NOW), None);
@@ -217,13 +249,17 @@ mod tests {
             .delete_device_blocking(&device().device, IfMatch::Any)
             .unwrap();
         let late = hub.put(device(), first, &remembered(None));
-        assert!(matches!(late, Err(Unkept(StateError::Conflict { .. }))), "{late:?}");
+        assert!(matches!(late, Err(Unkept::Gone)), "{late:?}");
         let second = hub.create();
         for (name, generation) in [(device(), first), (device(), second), (module, of_module.generation_id)] {
             assert_eq!(hub.subscriptions.get(&name, generation, NOW).unwrap(), None);
         }
-        // One of the life before, whose write came after all.
-        hub.put(device(), first, &remembered(None)).unwrap();
-        assert_eq!(hub.get(second, NOW), None);
+        // A connection of the life before ends late.
+        hub.put(device(), second, &remembered(None)).unwrap();
+        let late = hub.put(device(), first, &Remembered::default());
+        assert!(matches!(late, Err(Unkept::Gone)), "{late:?}");
+        let late = blocking(|done| hub.subscriptions.forget(&device(), first, done)).unwrap();
+        assert!(matches!(late, Err(Unkept::Gone)), "{late:?}");
+        assert_eq!(hub.get(second, NOW), Some(remembered(None)));
     }
 }

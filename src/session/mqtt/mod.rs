@@ -47,7 +47,7 @@ pub use self::observer::{Began, Observer};
 use self::seats::Seats;
 pub use self::serve::serve_tunnel;
 use self::window::Window;
-use crate::hub::throttle::Rate;
+use crate::hub::throttle::{Line, Rate};
 use crate::hub::{Authenticator, Outboxes, Subscriptions, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
@@ -82,7 +82,8 @@ pub struct Door {
     seats: Seats<Memory>,
     /// Tells contents apart; the same as long as the hub lives.
     digests: foldhash::quality::RandomState,
-    handshakes: crate::hub::throttle::Line,
+    /// Whoever holds it waits for the next turn, the others for it.
+    handshakes: tokio::sync::Mutex<Line>,
     connections: AtomicUsize,
     is_stopping: AtomicBool,
     stop: Notify,
@@ -110,7 +111,7 @@ impl Door {
             clock,
             observer,
         } = parts;
-        let handshakes = crate::hub::throttle::Line::new(Rate {
+        let handshakes = Line::new(Rate {
             per_second: config.handshakes_per_second,
             // A burst of handshakes is time that connected devices do not get.
             burst: (config.handshakes_per_second / 20).max(1),
@@ -128,7 +129,7 @@ impl Door {
             observer,
             seats: Seats::default(),
             digests: foldhash::quality::RandomState::default(),
-            handshakes,
+            handshakes: tokio::sync::Mutex::new(handshakes),
             connections: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             stop: Notify::new(),

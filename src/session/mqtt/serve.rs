@@ -82,12 +82,15 @@ impl Host for Door {
         self.when_stopped().await;
     }
 
-    async fn admitted(&self) {
+    async fn admitted(&self) -> bool {
+        // The lock's queue is the order of coming, and who leaves it has used up nothing.
+        let line = self.handshakes.lock().await;
         let now = Instant::now();
-        let turn = self.handshakes.turn(now);
+        let turn = line.turn(now);
         if turn > now {
             tokio::time::sleep_until(turn.into()).await;
         }
+        true
     }
 
     async fn serve<S: Stream>(self: Arc<Self>, place: Counted, stream: S, chain: Vec<CertificateDer<'static>>) {

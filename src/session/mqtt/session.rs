@@ -714,7 +714,7 @@ impl Session {
             match session_expiry {
                 // For ever: as it stands.
                 u32::MAX => {}
-                0 => door.subscriptions.forget(name, |_| ()),
+                0 => door.subscriptions.forget(name, identity.generation, |_| ()),
                 seconds => {
                     let at = UtcMillis(door.clock.now().0 + i64::from(seconds) * 1000);
                     let remembered = Remembered {
@@ -761,7 +761,7 @@ fn earlier_session(
     if hello.is_clean {
         // Whose will is dropped is published: its session is over.
         if remembered.is_some() {
-            door.subscriptions.forget(name, |_| ());
+            door.subscriptions.forget(name, identity.generation, |_| ());
         }
         return Ok((None, None));
     }
