@@ -79,7 +79,7 @@ impl Way {
                 while !sender.may_send() {
                     sender.wait(|_| ()).await?;
                 }
-                sender.put(&payload);
+                sender.put(&payload, std::time::Instant::now());
                 sender.flush().await?;
                 while sender.unsettled() > 0 {
                     sender.wait(|_| ()).await?;

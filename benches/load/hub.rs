@@ -243,6 +243,13 @@ impl Hub {
         })
     }
 
+    /// # Errors
+    /// There is no such port.
+    pub fn mqtt_port(&self) -> anyhow::Result<u16> {
+        ensure!(self.endpoints.mqtt_port != 0, "the hub has no MQTT port");
+        Ok(self.endpoints.mqtt_port)
+    }
+
     /// The name of the built-in endpoint.
     ///
     /// # Errors

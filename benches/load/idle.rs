@@ -1,4 +1,4 @@
-//! What does a quiet session cost the server, over QUIC or AMQP? And a link that is attached?
+//! What does a quiet session cost the server, over QUIC, MQTT or AMQP? And a link that is attached?
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::cpu::Memory;
 use crate::fleet::{self, FleetOptions};
 use crate::hub::Hub;
 use crate::measure::Mark;
+use crate::mqtt;
 use crate::progress::Progress;
 use crate::report::{Figure, Run};
 
@@ -25,6 +26,7 @@ const QUIET: &str = "/messages/servicebound/filenotifications";
 enum Protocol {
     Quic,
     Amqp,
+    Mqtt,
 }
 
 #[derive(Clone, Debug, Args, Serialize)]
@@ -56,25 +58,44 @@ impl IdleArgs {
         match self.protocol {
             Protocol::Quic => self.run_quic(hub).await,
             Protocol::Amqp => self.run_amqp(hub).await,
+            Protocol::Mqtt => self.run_mqtt(hub).await,
         }
     }
 
     async fn run_amqp(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let connect = async || {
+            let mut progress = Progress::new("connect", self.sessions as u64);
+            let mut connections = Vec::new();
+            for n in 0..self.sessions {
+                let mut connection = Connection::open(hub, false).await?;
+                for link in 0..self.links {
+                    connection.receive(link, QUIET, 0, true).await?;
+                }
+                connections.push(connection);
+                progress.set(n as u64);
+            }
+            Ok(connections)
+        };
+        self.measure(hub, connect).await
+    }
+
+    async fn run_mqtt(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let members = hub.members(self.sessions).await?;
+        let tls = mqtt::Tls::new(hub)?;
+        let connect = async || mqtt::connect_all(hub, &members, self.parallel, |_| tls.clone()).await;
+        self.measure(hub, connect).await
+    }
+
+    async fn measure<C>(
+        &self,
+        hub: &Hub,
+        connect: impl AsyncFnOnce() -> anyhow::Result<Vec<C>>,
+    ) -> anyhow::Result<Run> {
         Progress::sleep("settle", SETTLE).await;
         let empty = Memory::of(hub.pid())?;
-        let mut progress = Progress::new("connect", self.sessions as u64);
-        let mut connections = Vec::new();
         let before = Mark::now(hub)?;
-        for n in 0..self.sessions {
-            let mut connection = Connection::open(hub, false).await?;
-            for link in 0..self.links {
-                connection.receive(link, QUIET, 0, true).await?;
-            }
-            connections.push(connection);
-            progress.set(n as u64);
-        }
+        let connections = connect().await?;
         let connecting = before.until(Mark::now(hub)?);
-        drop(progress);
         Progress::sleep("settle", SETTLE).await;
         let full = Memory::of(hub.pid())?;
         let before = Mark::now(hub)?;
@@ -87,6 +108,7 @@ impl IdleArgs {
             figures: vec![
                 Figure::new("server_kib_per_session", each(full.anonymous, empty.anonymous), "KiB"),
                 Figure::new("server_rss_kib_per_session", each(full.resident, empty.resident), "KiB"),
+                Figure::new("handshakes_per_s", sessions / connecting.seconds, "1/s"),
                 Figure::new(
                     "server_cpu_ms_per_handshake",
                     connecting.server.total() / sessions * 1e3,

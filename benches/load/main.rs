@@ -21,6 +21,7 @@ mod ingest;
 mod latency;
 mod measure;
 mod method;
+mod mqtt;
 mod pace;
 mod progress;
 mod registry;
@@ -85,6 +86,8 @@ enum Scenario {
     Events(events::EventsArgs),
     /// Devices send over AMQP, each with a set number of messages that are not accepted yet
     Amqp(telemetry::AmqpArgs),
+    /// Devices send over MQTT with QoS 1, each with a set number of messages that are not acknowledged yet, or at a set rate
+    Mqtt(telemetry::TelemetryArgs),
     /// Many quiet sessions: memory of the server for each
     Idle(idle::IdleArgs),
     /// All sessions are lost at once and come back: handshakes a second and their cost
@@ -111,6 +114,7 @@ impl Scenario {
             Self::Catchup(_) => "catchup",
             Self::Events(_) => "events",
             Self::Amqp(_) => "amqp",
+            Self::Mqtt(_) => "mqtt",
             Self::Idle(_) => "idle",
             Self::Storm(_) => "storm",
             Self::Https(_) => "https",
@@ -129,6 +133,7 @@ impl Scenario {
             Self::Catchup(args) => serde_json::to_value(args),
             Self::Events(args) => serde_json::to_value(args),
             Self::Amqp(args) => serde_json::to_value(args),
+            Self::Mqtt(args) => serde_json::to_value(args),
             Self::Idle(args) => serde_json::to_value(args),
             Self::Storm(args) => serde_json::to_value(args),
             Self::Https(args) => serde_json::to_value(args),
@@ -147,6 +152,7 @@ impl Scenario {
             Self::Catchup(args) => args.run(hub).await,
             Self::Events(args) => args.run(hub).await,
             Self::Amqp(args) => args.run(hub).await,
+            Self::Mqtt(args) => args.run(hub).await,
             Self::Idle(args) => args.run(hub).await,
             Self::Storm(args) => args.run(hub).await,
             Self::Https(args) => args.run(hub).await,

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use forebay::client::endpoint::{ClientEndpoint, TransportOptions};
 use serde::Serialize;
 
 use crate::fleet::{self, FleetOptions};
-use crate::hub::Hub;
+use crate::hub::{Hub, Member};
 use crate::measure::{Mark, Stretch};
+use crate::mqtt;
 use crate::progress::Progress;
 use crate::report::{Figure, Run};
 
@@ -26,6 +27,16 @@ pub struct StormArgs {
     /// Handshakes under way at a time
     #[arg(long, value_name = "N", default_value_t = 256)]
     parallel: usize,
+    /// What is spoken
+    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
+    protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    Quic,
+    Mqtt,
 }
 
 impl StormArgs {
@@ -33,6 +44,9 @@ impl StormArgs {
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
         let members = hub.members(self.sessions).await?;
+        if self.protocol == Protocol::Mqtt {
+            return self.run_mqtt(hub, &members).await;
+        }
         let sockets = (0..self.sockets)
             .map(|_| hub.endpoint(&TransportOptions::default()))
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -61,15 +75,38 @@ impl StormArgs {
         let known = strangers()?;
         let full = connect(&known).await?;
         let resumed = connect(&known).await?;
+        Ok(self.figures(&full, &resumed))
+    }
+
+    async fn run_mqtt(&self, hub: &Hub, members: &[Member]) -> anyhow::Result<Run> {
+        let strangers = || -> anyhow::Result<Vec<mqtt::Tls>> { members.iter().map(|_| mqtt::Tls::new(hub)).collect() };
+        let connect = async |tls: &[mqtt::Tls]| -> anyhow::Result<Stretch> {
+            let before = Mark::now(hub)?;
+            let devices = mqtt::connect_all(hub, members, self.parallel, |index| tls[index].clone()).await?;
+            let stretch = before.until(Mark::now(hub)?);
+            tokio::time::sleep(PAUSE).await;
+            drop(devices);
+            tokio::time::sleep(PAUSE).await;
+            Ok(stretch)
+        };
+        Progress::sleep("settle", PAUSE).await;
+        connect(&strangers()?).await?;
+        let known = strangers()?;
+        let full = connect(&known).await?;
+        let resumed = connect(&known).await?;
+        Ok(self.figures(&full, &resumed))
+    }
+
+    fn figures(&self, full: &Stretch, resumed: &Stretch) -> Run {
         let sessions = self.sessions as f64;
         let milliseconds = |stretch: &Stretch| stretch.server.total() / sessions * 1e3;
         let figures = vec![
             Figure::new("full_s", full.seconds, "s"),
             Figure::new("full_handshakes_per_s", sessions / full.seconds, "1/s"),
-            Figure::new("full_server_cpu_ms", milliseconds(&full), "ms"),
+            Figure::new("full_server_cpu_ms", milliseconds(full), "ms"),
             Figure::new("resumed_s", resumed.seconds, "s"),
             Figure::new("resumed_handshakes_per_s", sessions / resumed.seconds, "1/s"),
-            Figure::new("resumed_server_cpu_ms", milliseconds(&resumed), "ms"),
+            Figure::new("resumed_server_cpu_ms", milliseconds(resumed), "ms"),
             Figure::new("client_cpu_ms_per_full", full.client.total() / sessions * 1e3, "ms"),
             Figure::new(
                 "client_cpu_ms_per_resumed",
@@ -78,9 +115,9 @@ impl StormArgs {
             ),
             Figure::new("sessions", sessions, ""),
         ];
-        Ok(Run {
+        Run {
             figures,
             latencies: None,
-        })
+        }
     }
 }

@@ -1,4 +1,7 @@
-//! What does a message cost that a device sends over AMQP, pipelined, until it is accepted because it is durable?
+//! What does a message cost that a device sends over MQTT or AMQP, until it is acknowledged because it is durable?
+//!
+//! Closed loop: each device keeps a set number of messages unacknowledged. With a rate it sends what is due, in bursts, and
+//! latency counts from the moment a message was due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,28 +22,44 @@ use crate::amqp::sender::Sender;
 use crate::fleet;
 use crate::hub::{Hub, Member};
 use crate::measure::{Mark, latencies, percentiles, record};
+use crate::mqtt;
 use crate::progress::Progress;
 use crate::report::{Figure, Run};
 
 const TOKEN_SECONDS: u64 = 3600;
+/// Connections that are being made at a time.
+const PARALLEL: usize = 32;
 
 #[derive(Clone, Debug, Args, Serialize)]
-pub struct AmqpArgs {
+pub struct TelemetryArgs {
     /// Connections, each of a device of its own
     #[arg(long, value_name = "N", default_value_t = 64)]
     devices: usize,
-    /// Messages that a device sends before the first is accepted
+    /// Messages that a device sends before the first is acknowledged
     #[arg(long, value_name = "N", default_value_t = 64)]
     in_flight: usize,
     /// Body of a message in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(..=32_768))]
     size: u32,
+    /// Messages a second of each device, instead of as many as possible
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// With --rate: a device sends what is due this often
+    #[arg(long, value_name = "MS", default_value_t = 500, requires = "rate")]
+    burst_ms: u64,
     /// Measured time
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
     /// Time before that, which does not count
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     warmup: f64,
+}
+
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct AmqpArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    load: TelemetryArgs,
     /// Without TLS, over the port for emulator clients
     #[arg(long)]
     plain: bool,
@@ -49,37 +68,124 @@ pub struct AmqpArgs {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    accepted: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
+/// A connection that sends messages, many before the first is acknowledged.
+trait Pipeline: Send + 'static {
+    fn unacknowledged(&self) -> usize;
+    /// Whether the hub lets it send now.
+    fn may_send(&self) -> bool;
+    /// Puts a message into the buffer. `since`: from when its latency counts.
+    fn put(&mut self, payload: &[u8], since: Instant) -> anyhow::Result<()>;
+    fn flush(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
+    /// Waits for the hub; cancelling the wait loses nothing.
+    fn wait(&mut self, acknowledged: impl FnMut(Instant) + Send) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+impl Pipeline for Sender {
+    fn unacknowledged(&self) -> usize {
+        self.unsettled()
+    }
+
+    fn may_send(&self) -> bool {
+        Self::may_send(self)
+    }
+
+    fn put(&mut self, payload: &[u8], since: Instant) -> anyhow::Result<()> {
+        Self::put(self, payload, since);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        Self::flush(self).await
+    }
+
+    async fn wait(&mut self, acknowledged: impl FnMut(Instant) + Send) -> anyhow::Result<()> {
+        Self::wait(self, acknowledged).await
+    }
+}
+
+impl Pipeline for mqtt::Device {
+    fn unacknowledged(&self) -> usize {
+        Self::unacknowledged(self)
+    }
+
+    fn may_send(&self) -> bool {
+        true
+    }
+
+    fn put(&mut self, payload: &[u8], since: Instant) -> anyhow::Result<()> {
+        Self::put(self, payload, since)
+    }
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        Self::flush(self).await
+    }
+
+    async fn wait(&mut self, acknowledged: impl FnMut(Instant) + Send) -> anyhow::Result<()> {
+        Self::wait(self, acknowledged).await
+    }
 }
 
 impl AmqpArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let mut payload = Vec::new();
+        MessageWriter::new(&mut payload).data(&fleet::body(self.load.size as usize));
+        let mut senders = Vec::new();
+        for member in hub.members(self.load.devices).await? {
+            senders.push(amqp_sender(hub, &member, self.plain).await?);
+        }
+        self.load.measure(hub, senders, payload).await
+    }
+}
+
+impl TelemetryArgs {
+    /// Over MQTT.
+    ///
+    /// # Errors
+    /// The hub refuses, or is gone.
+    pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let members = hub.members(self.devices).await?;
+        let tls = mqtt::Tls::new(hub)?;
+        let devices = mqtt::connect_all(hub, &members, PARALLEL, |_| tls.clone()).await?;
+        self.measure(hub, devices, fleet::body(self.size as usize)).await
+    }
+
+    async fn measure<P: Pipeline>(&self, hub: &Hub, senders: Vec<P>, payload: Vec<u8>) -> anyhow::Result<Run> {
         ensure!(
             self.devices > 0 && self.in_flight > 0,
             "there must be devices and messages"
         );
-        let members = hub.members(self.devices).await?;
-        let mut payload = Vec::new();
-        MessageWriter::new(&mut payload).data(&fleet::body(self.size as usize));
         let payload: Arc<[u8]> = payload.into();
         let shared = Arc::new(Shared::default());
         let warmup = Duration::from_secs_f64(self.warmup);
-        let mut senders = Vec::new();
-        for member in &members {
-            senders.push(connect(hub, member, self.plain).await?);
-        }
-        let measured_from = Instant::now() + warmup;
+        let start = Instant::now();
+        let measured_from = start + warmup;
         let mut running = JoinSet::new();
-        for sender in senders {
+        let count = senders.len() as u32;
+        for (index, sender) in senders.into_iter().enumerate() {
             let (payload, shared) = (payload.clone(), shared.clone());
-            running.spawn(send(sender, payload, self.in_flight, shared, measured_from));
+            match self.rate {
+                None => running.spawn(saturate(sender, payload, self.in_flight, shared, measured_from)),
+                Some(rate) => {
+                    let every = Duration::from_millis(self.burst_ms);
+                    let schedule = Schedule {
+                        // Devices take turns over a burst.
+                        start: start + every * index as u32 / count,
+                        every,
+                        messages: rate * every.as_secs_f64(),
+                    };
+                    running.spawn(pace(sender, payload, schedule, shared, measured_from))
+                }
+            };
         }
         Progress::sleep("warm-up", warmup).await;
-        let (before, counted) = (Mark::now(hub)?, shared.accepted.load(Ordering::Relaxed));
+        let (before, counted) = (Mark::now(hub)?, shared.acknowledged.load(Ordering::Relaxed));
         Progress::sleep("measure", Duration::from_secs_f64(self.seconds)).await;
-        let (after, count) = (Mark::now(hub)?, shared.accepted.load(Ordering::Relaxed) - counted);
+        let (after, count) = (Mark::now(hub)?, shared.acknowledged.load(Ordering::Relaxed) - counted);
         shared.stop.store(true, Ordering::Relaxed);
         let mut all = latencies();
         while let Some(ended) = running.join_next().await {
@@ -102,7 +208,7 @@ impl AmqpArgs {
 
 /// A device's connection.
 // IoT Hub, AMQP section 2.1.
-async fn connect(hub: &Hub, member: &Member, is_plain: bool) -> anyhow::Result<Sender> {
+async fn amqp_sender(hub: &Hub, member: &Member, is_plain: bool) -> anyhow::Result<Sender> {
     let (host, id) = (hub.host_name(), member.id.as_str());
     let now = SystemTime::UNIX_EPOCH.elapsed()?.as_secs();
     let key = STANDARD.decode(&member.key)?;
@@ -111,30 +217,79 @@ async fn connect(hub: &Hub, member: &Member, is_plain: bool) -> anyhow::Result<S
     Sender::attach(connection, &format!("/devices/{id}/messages/events")).await
 }
 
-async fn send(
-    mut sender: Sender,
+/// Takes acknowledgements, and counts them.
+async fn acknowledged<P: Pipeline>(
+    sender: &mut P,
+    shared: &Shared,
+    measured_from: Instant,
+    latencies: &mut Histogram<u64>,
+) -> anyhow::Result<()> {
+    let (mut count, mut recorded) = (0, Ok(()));
+    sender
+        .wait(|since| {
+            count += 1;
+            if since >= measured_from && recorded.is_ok() {
+                recorded = record(latencies, since.elapsed(), 1);
+            }
+        })
+        .await?;
+    shared.acknowledged.fetch_add(count, Ordering::Relaxed);
+    recorded
+}
+
+async fn saturate<P: Pipeline>(
+    mut sender: P,
     payload: Arc<[u8]>,
     in_flight: usize,
     shared: Arc<Shared>,
     measured_from: Instant,
 ) -> anyhow::Result<Histogram<u64>> {
     let mut latencies = latencies();
-    let mut failed = Ok(());
     while !shared.stop.load(Ordering::Relaxed) {
-        while sender.unsettled() < in_flight && sender.may_send() {
-            sender.put(&payload);
+        let now = Instant::now();
+        while sender.unacknowledged() < in_flight && sender.may_send() {
+            sender.put(&payload, now)?;
         }
         sender.flush().await?;
-        let mut count = 0;
-        sender
-            .wait(|sent| {
-                count += 1;
-                if sent >= measured_from && failed.is_ok() {
-                    failed = record(&mut latencies, sent.elapsed(), 1);
-                }
-            })
-            .await?;
-        shared.accepted.fetch_add(count, Ordering::Relaxed);
+        acknowledged(&mut sender, &shared, measured_from, &mut latencies).await?;
     }
-    failed.map(|()| latencies)
+    Ok(latencies)
+}
+
+/// What a device sends, settled before the first message leaves.
+#[derive(Clone, Copy)]
+struct Schedule {
+    start: Instant,
+    every: Duration,
+    /// Of one burst; may be a fraction.
+    messages: f64,
+}
+
+async fn pace<P: Pipeline>(
+    mut sender: P,
+    payload: Arc<[u8]>,
+    schedule: Schedule,
+    shared: Arc<Shared>,
+    measured_from: Instant,
+) -> anyhow::Result<Histogram<u64>> {
+    let mut latencies = latencies();
+    let (mut burst, mut sent) = (0_u32, 0_u64);
+    while !shared.stop.load(Ordering::Relaxed) {
+        let due = schedule.start + schedule.every * burst;
+        if Instant::now() < due {
+            tokio::select! {
+                taken = acknowledged(&mut sender, &shared, measured_from, &mut latencies) => taken?,
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+            continue;
+        }
+        burst += 1;
+        let total = (f64::from(burst) * schedule.messages).round() as u64;
+        while sent < total {
+            sender.put(&payload, due)?;
+            sent += 1;
+        }
+        sender.flush().await?;
+    }
+    Ok(latencies)
 }

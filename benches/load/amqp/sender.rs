@@ -51,7 +51,8 @@ impl Sender {
     }
 
     /// Puts a message into the buffer; it leaves with the next `flush`. The payload fits into one frame.
-    pub fn put(&mut self, payload: &[u8]) {
+    /// `since`: from when its latency counts.
+    pub fn put(&mut self, payload: &[u8], since: Instant) {
         let transfer = Transfer {
             handle: 0,
             delivery_id: Some(self.sent),
@@ -65,7 +66,7 @@ impl Sender {
             body.extend_from_slice(payload);
         });
         self.sent += 1;
-        self.unsettled.push_back(Some(Instant::now()));
+        self.unsettled.push_back(Some(since));
     }
 
     /// # Errors
