@@ -199,39 +199,56 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// Collects messages and writes them as one Append frame. Reusable: `finish` leaves it empty with its memory kept.
+/// Room before the archives for their ends, so that a payload need not be copied to be put together.
+const GAP_BYTES: usize = 256 * END_BYTES;
+/// Payloads below this are copied into memory of their size: they may wait for long, and copying is cheap.
+const COPIED_BYTES_MAX: usize = 4 * 1024;
+
+/// Collects messages and writes them as one Append frame. Reusable: what finishes it leaves it empty.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     ends: Vec<u8>,
+    /// After `GAP_BYTES` that are free; without them when there are none.
     archives: Vec<u8>,
+    /// What the batches before needed.
+    capacity: usize,
 }
 
 impl BatchBuilder {
     pub fn push(&mut self, message: &Message) {
-        message::encode(message, &mut self.archives);
+        message::encode(message, self.archives());
         self.close_message();
     }
 
     /// A message with the properties of this one and another body.
     pub fn push_parts(&mut self, message: &Message, body: &[u8]) {
-        message::encode_parts(message, body, &mut self.archives);
+        message::encode_parts(message, body, self.archives());
         self.close_message();
     }
 
     /// A message that is only a body.
     pub fn push_body(&mut self, body: &[u8]) {
-        message::encode_body(body, &mut self.archives);
+        message::encode_body(body, self.archives());
         self.close_message();
     }
 
     /// A message that was encoded before.
     pub fn push_archive(&mut self, archive: &[u8]) {
-        self.archives.extend_from_slice(archive);
+        self.archives().extend_from_slice(archive);
         self.close_message();
     }
 
+    fn archives(&mut self) -> &mut Vec<u8> {
+        if self.archives.is_empty() {
+            self.archives.reserve(self.capacity);
+            self.archives.resize(GAP_BYTES, 0);
+        }
+        &mut self.archives
+    }
+
     fn close_message(&mut self) {
-        let end = u32::try_from(self.archives.len()).expect("a batch is bounded far below 4 GiB");
+        let bytes = self.archives.len() - GAP_BYTES;
+        let end = u32::try_from(bytes).expect("a batch is bounded far below 4 GiB");
         self.ends.extend_from_slice(&end.to_le_bytes());
     }
 
@@ -245,7 +262,11 @@ impl BatchBuilder {
 
     /// Bytes of the frame's body if finished now.
     pub fn body_bytes(&self) -> usize {
-        PREFIX_BYTES + self.ends.len() + self.archives.len()
+        PREFIX_BYTES + self.ends.len() + self.written().len()
+    }
+
+    fn written(&self) -> &[u8] {
+        self.archives.get(GAP_BYTES..).unwrap_or_default()
     }
 
     /// Appends the Append frame to `into` and empties the builder.
@@ -260,17 +281,25 @@ impl BatchBuilder {
         into.extend_from_slice(&self.count().to_le_bytes());
         into.extend_from_slice(&[0; 4]);
         into.extend_from_slice(&self.ends);
-        into.extend_from_slice(&self.archives);
+        into.extend_from_slice(self.written());
         self.ends.clear();
         self.archives.clear();
     }
 
-    /// Only the payload, for callers that have no frame to send.
+    /// Only the payload, for callers that have no frame to send. Archives of a large one are not copied.
     pub fn finish_payload(&mut self) -> Bytes {
-        let payload = [&self.ends[..], &self.archives[..]].concat();
+        let payload = match GAP_BYTES.checked_sub(self.ends.len()) {
+            Some(start) if self.written().len() > COPIED_BYTES_MAX => {
+                self.capacity = self.archives.len();
+                let mut payload = std::mem::take(&mut self.archives);
+                payload[start..GAP_BYTES].copy_from_slice(&self.ends);
+                Bytes::from(payload).slice(start..)
+            }
+            Some(_) | None => [&self.ends[..], self.written()].concat().into(),
+        };
         self.ends.clear();
         self.archives.clear();
-        payload.into()
+        payload
     }
 }
 
@@ -375,6 +404,29 @@ mod tests {
         builder.finish(1, true, &mut frame);
         assert!(builder.is_empty());
         assert_eq!(frame.len(), HEADER_BYTES + PREFIX_BYTES + 4 + 1 + ROOT_BYTES);
+    }
+
+    #[test]
+    fn payloads_of_all_sizes_are_put_together_alike() {
+        let mut builder = BatchBuilder::default();
+        for (count, bytes) in [
+            (1, 10),
+            (3, 3000),
+            (256, 100),
+            (257, 100),
+            (1000, 20),
+            (2, 0),
+            (1, 200_000),
+        ] {
+            let body = |n: usize| vec![n as u8; bytes];
+            (0..count).for_each(|n| builder.push_body(&body(n)));
+            let payload = builder.finish_payload();
+            assert!(builder.is_empty());
+            let read = Payload::new(&payload, count as u32).unwrap();
+            for (n, message) in read.messages().enumerate() {
+                assert_eq!(message.unwrap().body(), body(n), "{count} of {bytes}");
+            }
+        }
     }
 
     proptest! {

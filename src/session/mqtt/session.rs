@@ -50,19 +50,40 @@ const UNREADABLE: &str = "\u{fffd}";
 
 /// Serves a connection until it ends.
 pub(super) async fn run<S: Stream>(door: Arc<Door>, stream: S, chain: Vec<CertificateDer<'static>>) {
-    let mut io = Io::new(stream, door.config.packet_bytes_max());
+    let io = Io::new(stream, door.config.packet_bytes_max());
+    // A task is as large as all that it ever holds, for all its life: what is over soon is boxed.
+    if let Some((session, io)) = Box::pin(greet(door, io, chain)).await {
+        session.run(io).await;
+    }
+}
+
+/// `None`: it has come to nothing.
+async fn greet<S: Stream>(
+    door: Arc<Door>,
+    mut io: Io<S>,
+    chain: Vec<CertificateDer<'static>>,
+) -> Option<(Box<Session>, Io<S>)> {
     let hello = tokio::select! {
         hello = tokio::time::timeout(door.config.handshake_timeout, read_hello(&mut io)) => hello,
-        () = door.when_stopped() => return,
+        () = door.when_stopped() => return None,
     };
     let hello = match hello {
         Ok(Ok(hello)) => hello,
-        Ok(Err(unread)) => return refuse_unread(&door, io, unread).await,
-        Err(_) => return door.observer.handshake_failed(),
+        Ok(Err(unread)) => {
+            refuse_unread(&door, io, unread).await;
+            return None;
+        }
+        Err(_) => {
+            door.observer.handshake_failed();
+            return None;
+        }
     };
     match Session::open(&door, &hello, &chain).await {
-        Ok(session) => session.run(io).await,
-        Err(refused) => refuse(&door, io, hello.version, &refused).await,
+        Ok(session) => Some((session, io)),
+        Err(refused) => {
+            refuse(&door, io, hello.version, &refused).await;
+            None
+        }
     }
 }
 
@@ -164,7 +185,7 @@ struct Keeping {
 }
 
 impl Session {
-    async fn open(door: &Arc<Door>, hello: &Hello, chain: &[CertificateDer<'static>]) -> Result<Self, Refused> {
+    async fn open(door: &Arc<Door>, hello: &Hello, chain: &[CertificateDer<'static>]) -> Result<Box<Self>, Refused> {
         let identity = hello.authenticate(door, chain)?;
         let name = &identity.identity;
         let will = hello.will(door, name)?;
@@ -200,7 +221,7 @@ impl Session {
         let window_bytes = door.config.window_bytes;
         let telemetry = Telemetry::new(&home, &door.throttles, door.clock.clone(), window_bytes);
         let (keep, kept) = mpsc::unbounded_channel();
-        let mut session = Self {
+        let mut session = Box::new(Self {
             door: door.clone(),
             intake: Intake {
                 version,
@@ -229,7 +250,7 @@ impl Session {
             last_packet: Instant::now(),
             seat,
             identity,
-        };
+        });
         session.welcome(hello, is_session_present);
         session.follow_subscriptions();
         Ok(session)
@@ -262,7 +283,7 @@ impl Session {
             .expect("a CONNACK of known properties is short");
     }
 
-    async fn run<S: Stream>(mut self, mut io: Io<S>) {
+    async fn run<S: Stream>(mut self: Box<Self>, mut io: Io<S>) {
         let door = self.door.clone();
         door.observer.session_opened();
         let ended = self.serve(&mut io).await;
@@ -275,7 +296,7 @@ impl Session {
             reason = ended.text,
             "MQTT connection ended"
         );
-        self.end(io, ended).await;
+        Box::pin(self.end(io, ended)).await;
         door.observer.session_closed();
     }
 
@@ -650,7 +671,7 @@ impl Session {
     }
 
     /// Says the last words, and leaves behind what the session's next connection needs.
-    async fn end<S: Stream>(mut self, mut io: Io<S>, ended: Ended) {
+    async fn end<S: Stream>(mut self: Box<Self>, mut io: Io<S>, ended: Ended) {
         if ended.is_orderly {
             self.settle(&mut io).await;
         }
@@ -693,7 +714,7 @@ impl Session {
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, all).await;
     }
 
-    fn leave(self, has_will: bool) {
+    fn leave(self: Box<Self>, has_will: bool) {
         let Self {
             door,
             identity,
@@ -705,7 +726,7 @@ impl Session {
             session_expiry,
             downlink,
             ..
-        } = self;
+        } = *self;
         // Before the seat is free: what comes next must find the session closed, and its messages given back.
         drop(downlink);
         drop(home);
