@@ -54,6 +54,16 @@ use crate::model::time::Clock;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz {
+    //! Entry points for fuzzing what reads a device's bytes.
+
+    /// Whether a property bag says what a message may say.
+    pub fn read_bag(bag: &str) -> bool {
+        super::message::of_bag(bag).is_ok()
+    }
+}
+
 /// What an MQTT door leads to.
 pub struct Parts {
     pub router: Arc<Router<DiskStorage>>,

@@ -8,6 +8,7 @@
 mod amqp;
 mod engine;
 mod http;
+mod mqtt;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -47,6 +48,8 @@ pub const TARGETS: &[Target] = &[
     target("amqp-connection", amqp::connection),
     target("amqp-message", amqp::message),
     target("amqp-address", amqp::address),
+    target("mqtt-packet", mqtt::packet),
+    target("mqtt-topic", mqtt::topic),
     target("websocket-frames", http::frames),
     target("websocket-handshake", http::handshake),
 ];

@@ -2,6 +2,7 @@
 //! `FOREBAY_FUZZ_SEED` to go where an earlier run went. An input that panics is written to `tests/fuzz/<target>/`, and
 //! from then on replayed.
 
+use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::proto::amqp::performative::{
 };
 use crate::proto::amqp::value::Writer;
 use crate::proto::amqp::{Attach, DeliveryState, Role};
+use crate::proto::mqtt::{self, Packet, Property, PropertyBuf, QoS, Version};
 
 fn folder(target: &Target) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -78,6 +80,101 @@ fn sections(body: &[u8]) -> Vec<u8> {
 }
 
 /// Conversations of one session: a link each way, messages, outcomes, the end; with SASL and without.
+/// One of each kind, of both versions.
+fn mqtt_packets() -> Vec<Vec<u8>> {
+    let id = NonZeroU16::MIN;
+    let mut properties = PropertyBuf::default();
+    for property in [Property::User("a", "b"), Property::ReasonString("why")] {
+        properties.push(property);
+    }
+    let mut of_message = PropertyBuf::default();
+    for property in [
+        Property::ContentType("text/plain"),
+        Property::CorrelationData(b"c"),
+        Property::MessageExpiry(60),
+        Property::User("a", "b"),
+    ] {
+        of_message.push(property);
+    }
+    let mut seeds = Vec::new();
+    for version in [Version::V3, Version::V5] {
+        let only = |properties: &'static PropertyBuf| match version {
+            Version::V3 => mqtt::Properties::NONE,
+            Version::V5 => properties.as_properties(),
+        };
+        // Seeds live as long as the test.
+        let properties = only(Box::leak(Box::new(properties.clone())));
+        let of_message = only(Box::leak(Box::new(of_message.clone())));
+        let ack = mqtt::Ack {
+            packet_id: id,
+            reason: mqtt::Reason::SUCCESS,
+            properties,
+        };
+        let packets = [
+            Packet::Connect(mqtt::Connect {
+                version,
+                is_clean: false,
+                keep_alive: 60,
+                client_id: "d",
+                will: Some(mqtt::Will {
+                    qos: QoS::AtLeastOnce,
+                    is_retain: true,
+                    topic: "devices/d/messages/events/",
+                    payload: b"gone",
+                    properties: of_message,
+                }),
+                user_name: Some("hub/d/?api-version=2021-04-12"),
+                password: Some(b"SharedAccessSignature sr=x"),
+                properties: mqtt::Properties::NONE,
+            }),
+            Packet::ConnAck(mqtt::ConnAck {
+                is_session_present: true,
+                code: 0,
+                properties,
+            }),
+            Packet::Publish(mqtt::Publish {
+                is_dup: true,
+                qos: QoS::AtLeastOnce,
+                is_retain: false,
+                topic: "devices/d/messages/events/a=1",
+                packet_id: Some(id),
+                properties: of_message,
+                payload: b"{}",
+            }),
+            Packet::PubAck(ack),
+            Packet::PubRel(ack),
+            Packet::SubAck(mqtt::SubAck {
+                packet_id: id,
+                properties,
+                codes: &[0, 1, 0x80],
+            }),
+            Packet::UnsubAck(mqtt::UnsubAck {
+                packet_id: id,
+                properties,
+                codes: if version == Version::V5 { &[0] } else { &[] },
+            }),
+            Packet::PingReq,
+            Packet::Disconnect(mqtt::Disconnect {
+                reason: mqtt::Reason::SUCCESS,
+                properties,
+            }),
+        ];
+        let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut seed = Vec::new();
+            write(&mut seed);
+            seeds.push(seed);
+        };
+        for packet in &packets {
+            add(&|seed| packet.encode(version, seed).unwrap());
+        }
+        let none = mqtt::Properties::NONE;
+        let filters = [mqtt::Filter::new("$iothub/twin/res/#", QoS::AtMostOnce)];
+        add(&|seed| Packet::encode_subscribe(id, &none, &filters, version, seed).unwrap());
+        add(&|seed| Packet::encode_unsubscribe(id, &none, &["a/#"], version, seed).unwrap());
+    }
+    seeds
+}
+
 fn amqp_connections() -> Vec<Vec<u8>> {
     let attach = |handle, role| {
         Performative::Attach(Box::new(Attach {
@@ -255,6 +352,16 @@ fn seeds(target: &Target) -> Vec<Vec<u8>> {
             (0..3).for_each(|_| writer.data(&member));
             vec![[&[0][..], &member].concat(), [&[1][..], &batch].concat()]
         }
+        "mqtt-packet" => mqtt_packets(),
+        "mqtt-topic" => text(&[
+            "devices/d/messages/events/%24.mid=m%201&a&b=&c=x=y",
+            "devices/d/modules/m/messages/events/?$.ct=application%2Fjson&level=high/",
+            "$iothub/twin/PATCH/properties/reported/?$rid=1&$version=7",
+            "$iothub/methods/res/200/?$rid=1f",
+            "$iothub/methods/POST/a%20b/#",
+            "devices/d/messages/devicebound/#",
+            "hub.example/d/m/?api-version=2021-04-12&DeviceClientType=a%2F1&model-id=dtmi%3Ax%3B1",
+        ]),
         "amqp-address" => {
             let mut filter = Vec::new();
             Writer(&mut filter).map(1, |map| {
@@ -399,6 +506,8 @@ targets! {
     amqp_connection = "amqp-connection";
     amqp_message = "amqp-message";
     amqp_address = "amqp-address";
+    mqtt_packet = "mqtt-packet";
+    mqtt_topic = "mqtt-topic";
     websocket_frames = "websocket-frames";
     websocket_handshake = "websocket-handshake";
 }
