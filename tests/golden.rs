@@ -1,6 +1,9 @@
 //! The formats as they were published: bytes in `tests/golden/` must be read for ever, and what is written today must be
 //! those bytes. The files were made by another implementation; one that changes is a break of the format, not an update.
 
+#[path = "golden/amqp.rs"]
+mod amqp;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
