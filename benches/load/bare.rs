@@ -26,7 +26,7 @@ impl BareArgs {
     /// # Errors
     /// The certificate cannot be used or no port is to be had.
     pub fn serve(&self) -> anyhow::Result<()> {
-        let tls = https_config(load_identity(&self.certificate, &self.key)?, 65_536)?;
+        let tls = https_config(load_identity(&self.certificate, &self.key)?)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         println!("{}", listener.local_addr()?.port());
         stdout().flush()?;

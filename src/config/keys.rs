@@ -263,9 +263,6 @@ table! {
         busy_timeout: Duration = seconds(5), Range::Between(millis(10), seconds(120)),
             "How long a message waits for its shard before the device is told to come back later.",
             "Overload shows to devices as waiting rather than as an error.";
-        resumptions_max: u32 = 16_384, Range::Between(0, 10_000_000),
-            "Former TLS sessions remembered so that they may resume.",
-            "About 1 KiB of memory for each.";
     }
     #[doc = "Devices, services and Event Hubs consumers over AMQP 1.0, with the certificate of `quic`; also through WebSockets on the port of `https`."]
     amqp: Amqp {

@@ -310,12 +310,14 @@ pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<S
     Ok(Arc::new(config))
 }
 
-/// TLS for the HTTPS server: 1.2 and 1.3. A client may show a certificate, on the terms of the QUIC door.
+/// TLS for the TCP ports: 1.2 and 1.3. A client may show a certificate, on the terms of the QUIC door. Sessions
+/// are sealed into tickets that clients keep, under keys of this process that change every six hours; so any number of
+/// clients resume, and none costs memory.
 ///
 /// # Errors
 /// The certificate or its key cannot be used.
 // IoT Hub, SDKs: azure-iot-device (Python) speaks TLS 1.2 only. ALPN is never required.
-pub fn https_config(identity: Identity, resumptions_max: usize) -> Result<ServerConfig, TlsError> {
+pub fn https_config(identity: Identity) -> Result<ServerConfig, TlsError> {
     let mut provider = rustls::crypto::ring::default_provider();
     // As in the QUIC door's provider, and for its reason.
     provider.cipher_suites.sort_by_key(|suite| !is_aes_128(suite.suite()));
@@ -325,7 +327,10 @@ pub fn https_config(identity: Identity, resumptions_max: usize) -> Result<Server
         .with_client_cert_verifier(Arc::new(AnyClientCertificate { provider }))
         .with_single_cert(identity.chain, identity.key)?;
     config.ignore_client_order = true;
-    config.session_storage = sessions(resumptions_max);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // A client takes one for each connection, and gets a new one with it.
+    config.send_tls13_tickets = 1;
+    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
     Ok(config)
 }
 
@@ -350,7 +355,7 @@ impl DoorTls {
     /// The certificate or its key cannot be used.
     pub fn new(identity: Identity, config: &crate::config::Config) -> Result<Self, TlsError> {
         Ok(Self {
-            https: https_config(identity.clone(), config.https.resumptions_max as usize)?,
+            https: https_config(identity.clone())?,
             quic: server_config(identity, config.quic.resumptions_max as usize)?,
         })
     }

@@ -13,6 +13,8 @@ mod hostile;
 mod http;
 mod hub;
 mod kill9;
+mod mqtt;
+mod mqtt_peer;
 mod network;
 mod openapi;
 mod peers;

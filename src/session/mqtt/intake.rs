@@ -112,7 +112,6 @@ impl Intake {
             self.uplink.refuse(publish, Refusal::QOS)?;
         }
         let waiting = self.uplink.window.waiting();
-        // A client of 3.1.1 has not been told; it is read no further.
         if self.version == Version::V5 && publish.packet_id.is_some() && waiting >= usize::from(self.inflight_max) {
             return Err(Ended::receive_maximum(self.inflight_max));
         }
@@ -144,7 +143,13 @@ impl Intake {
     }
 
     fn goes_on(&self) -> bool {
-        !self.uplink.is_full() && self.uplink.window.waiting() < usize::from(self.inflight_max)
+        !self.uplink.is_full() && self.has_room()
+    }
+
+    /// Whether more messages may wait for their acknowledgement. Of a client of MQTT 5, which was told how many may, more
+    /// are a violation; one of 3.1.1 is read no further.
+    pub fn has_room(&self) -> bool {
+        self.version == Version::V5 || self.uplink.window.waiting() < usize::from(self.inflight_max)
     }
 }
 
@@ -172,6 +177,7 @@ fn event(asked: Published<'_>, publish: &Publish<'_>) -> Event {
             Property::CorrelationData(data) => Some(data.to_vec()),
             _ => None,
         }),
+        is_heard: false,
     };
     match asked {
         Published::TwinGet { rid } => Event::Twin(tag(rid), Request::Get),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::config::SENDING_BYTES_MAX;
 use super::downlink::{Client, Downlink};
@@ -195,7 +195,7 @@ impl Session {
             .await
             .map_err(|throttled| Refused::unavailable("throttled", Reason::CONNECTION_RATE_EXCEEDED, throttled))?;
         let (seat, memory) = door.seats.take(name).await;
-        let (earlier, remembered) = earlier_session(door, hello, &identity, memory)?;
+        let (earlier, remembered) = earlier_session(door, hello, &identity, memory).await?;
         let is_kept = hello.said.session_expiry > 0;
         let is_session_present = earlier.is_some() || remembered.is_some();
 
@@ -395,12 +395,7 @@ impl Session {
                 Some(desired) => twin::write_desired(&desired, version, &mut intake.out),
                 None => self.observed = None,
             },
-            answer = next_answer(desk), if may_say => {
-                // IoT Hub, MQTT section 6: who has not subscribed is not answered.
-                if self.subscribed.has_twin_answers() {
-                    answer.write(version, &mut intake.out);
-                }
-            }
+            answer = next_answer(desk), if may_say => answer.write(version, &mut intake.out),
             Some(kept) = kept.recv() => self.kept(kept),
             () = seat.wanted() => return Err(Ended::taken_over()),
             () = timer => self.handle_timeout(io)?,
@@ -412,7 +407,7 @@ impl Session {
     fn may_read(&self) -> bool {
         self.telemetry.has_room()
             && self.keeping.is_none()
-            && self.intake.uplink.window.waiting() < usize::from(self.intake.inflight_max)
+            && self.intake.has_room()
             && self.intake.out.len() < SENDING_BYTES_MAX
             && self.desk.as_ref().is_none_or(|desk| desk.pending() < twin::PENDING_MAX)
             && !self.downlink.as_ref().is_some_and(Downlink::is_settling_much)
@@ -607,7 +602,8 @@ impl Session {
         }
     }
 
-    fn ask(&mut self, tag: Tag, request: Request) {
+    fn ask(&mut self, mut tag: Tag, request: Request) {
+        tag.is_heard = self.subscribed.has_twin_answers();
         let door = &self.door;
         let desk = self.desk.get_or_insert_with(|| {
             let (name, generation) = (self.identity.identity.clone(), self.identity.generation);
@@ -675,6 +671,13 @@ impl Session {
         if ended.is_orderly {
             self.settle(&mut io).await;
         }
+        // MQTT 5 s3.14.2.2.2: a client may say so with its goodbye.
+        if self.session_expiry == 0
+            && !self.subscribed.filters().is_empty()
+            && let Err(error) = forget(&self.door, &self.identity).await
+        {
+            tracing::debug!(%error, "a session was not forgotten");
+        }
         self.intake.uplink.acknowledge(self.stored, &mut self.intake.out);
         let mut out = std::mem::take(&mut self.intake.out);
         if let (Version::V5, Some(reason)) = (self.intake.version, ended.reason) {
@@ -735,7 +738,8 @@ impl Session {
             match session_expiry {
                 // For ever: as it stands.
                 u32::MAX => {}
-                0 => door.subscriptions.forget(name, identity.generation, |_| ()),
+                // Not kept, or forgotten already.
+                0 => {}
                 seconds => {
                     let at = UtcMillis(door.clock.now().0 + i64::from(seconds) * 1000);
                     let remembered = Remembered {
@@ -768,7 +772,7 @@ impl Session {
 type Earlier = (Option<Window>, Option<Remembered>);
 
 /// What is left of the session that this CONNECT goes on with, or ends.
-fn earlier_session(
+async fn earlier_session(
     door: &Door,
     hello: &Hello,
     identity: &Authenticated,
@@ -782,7 +786,9 @@ fn earlier_session(
     if hello.is_clean {
         // Whose will is dropped is published: its session is over.
         if remembered.is_some() {
-            door.subscriptions.forget(name, identity.generation, |_| ());
+            forget(door, identity)
+                .await
+                .map_err(|error| Refused::unavailable("unavailable", Reason::SERVER_UNAVAILABLE, error))?;
         }
         return Ok((None, None));
     }
@@ -793,6 +799,17 @@ fn earlier_session(
         (Instant::now() < memory.until).then_some(memory.window)
     });
     Ok((window, remembered))
+}
+
+/// Ends what is remembered of a session; whoever comes next finds nothing of it.
+async fn forget(door: &Door, identity: &Authenticated) -> Result<(), Unkept> {
+    let (done, forgotten) = oneshot::channel();
+    door.subscriptions
+        .forget(&identity.identity, identity.generation, |result| {
+            drop(done.send(result))
+        });
+    // The store is gone: the hub is at the end of its stop.
+    forgotten.await.unwrap_or(Ok(()))
 }
 
 // IoT Hub, MQTT section 3.

@@ -16,6 +16,9 @@ pub(super) struct Tag {
     pub rid: String,
     /// Of MQTT 5.
     pub correlation: Option<Vec<u8>>,
+    /// Whether the client was subscribed to answers when it asked.
+    // IoT Hub, MQTT section 6: who is not, is not answered.
+    pub is_heard: bool,
 }
 
 #[derive(Debug)]
@@ -140,6 +143,9 @@ fn refusal(tag: Tag, code: ErrorCode, reason: &impl std::fmt::Display) -> Answer
 impl Answer {
     // IoT Hub, MQTT section 6: the id is the first parameter, byte for byte.
     pub fn write(&self, version: Version, out: &mut Vec<u8>) {
+        if !self.tag.is_heard {
+            return;
+        }
         let (status, rid) = (self.status, &self.tag.rid);
         let mut topic = format!("$iothub/twin/res/{status}/?$rid={rid}");
         if let Some(version) = self.version {
