@@ -3,6 +3,8 @@
 
 #[path = "golden/amqp.rs"]
 mod amqp;
+#[path = "golden/mqtt.rs"]
+mod mqtt;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
