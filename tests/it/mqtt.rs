@@ -722,6 +722,37 @@ async fn who_sends_too_fast_is_slowed_down_and_loses_nothing() {
     assert_eq!(lamp.bodies().await, expected);
 }
 
+/// Newcomers wait for their turn, all of them get it, and who is there already does not wait with them.
+#[tokio::test]
+async fn a_storm_is_let_in_at_a_rate() {
+    let lamp = Lamp::new(&["--set", "mqtt.handshakes_per_second=40"]).await;
+    let mut peer = lamp.peer(V3).await;
+    let begun = std::time::Instant::now();
+    let storm = async {
+        let hub = &lamp.hub;
+        let mut waiting: Vec<_> = (0..60).map(|_| Box::pin(MqttPeer::open(hub, V3))).collect();
+        let mut open = Vec::new();
+        for coming in &mut waiting {
+            open.push(coming.await);
+        }
+        begun.elapsed()
+    };
+    let steady = async {
+        let mut slowest = Duration::ZERO;
+        for id in 1..=50 {
+            let sent = std::time::Instant::now();
+            peer.publish(id, EVENTS, b"x").await;
+            assert_eq!(peer.hear().await, Said::PubAck(id, 0));
+            slowest = slowest.max(sent.elapsed());
+        }
+        slowest
+    };
+    let (took, slowest) = tokio::join!(storm, steady);
+    // One after the other: 60 turns at 40 a second, a burst of two among them.
+    assert!(took >= Duration::from_millis(1300), "{took:?}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
 /// A device that resends with DUP what it has no acknowledgement for, while the hub is killed again and again.
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_when_the_hub_is_killed() {

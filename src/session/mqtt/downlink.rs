@@ -69,6 +69,11 @@ impl Downlink {
         self.waiting.extend(delivered);
     }
 
+    /// Whether there is something to send.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether a client that settles more would make the hub hold more.
     pub fn is_settling_much(&self) -> bool {
         self.queue.settling() >= SETTLING_MAX

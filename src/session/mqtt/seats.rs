@@ -3,7 +3,7 @@
 //! One connection at a time has an identity's seat. A newcomer tells the one before to leave, and waits until it has: what
 //! that one leaves behind (which messages it took) is complete then.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl<M> Default for Seats<M> {
         let inner = Inner {
             seats: HashMap::default(),
             next_id: 1,
-            kept: VecDeque::new(),
+            kept: BTreeMap::new(),
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
@@ -44,8 +44,8 @@ impl<M> Default for Seats<M> {
 struct Inner<M> {
     seats: HashMap<IdentityName, Entry<M>>,
     next_id: u64,
-    /// What is kept, by the time of its end. Entries taken since are passed over.
-    kept: VecDeque<(Instant, IdentityName)>,
+    /// What is kept, by the time of its end and the seat it was left from. Entries taken since are passed over.
+    kept: BTreeMap<(Instant, u64), IdentityName>,
 }
 
 struct Entry<M> {
@@ -126,7 +126,10 @@ impl<M> Seats<M> {
 impl<M> Inner<M> {
     /// Drops what was kept for long enough.
     fn forget(&mut self, now: Instant) {
-        while let Some((_, name)) = self.kept.pop_front_if(|(until, _)| *until <= now) {
+        while let Some(first) = self.kept.first_entry()
+            && first.key().0 <= now
+        {
+            let name = first.remove();
             if let Some(entry) = self.seats.get_mut(&name) {
                 entry.kept.take_if(|(_, until)| *until <= now);
                 if entry.taken.is_none() && entry.kept.is_none() {
@@ -165,8 +168,7 @@ impl<M> Drop for Seat<M> {
         entry.left.notify_waiters();
         match &entry.kept {
             Some((_, until)) => {
-                // Times are all as far ahead, so they stand in order.
-                inner.kept.push_back((*until, self.name.clone()));
+                inner.kept.insert((*until, self.id), self.name.clone());
             }
             None => {
                 inner.seats.remove(&self.name);
@@ -213,6 +215,19 @@ mod tests {
         assert_eq!(kept, None);
         assert!(!seats.lock().seats.contains_key(&name("a")));
         assert!(seats.lock().kept.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_long_holds_nothing_else_up() {
+        let seats = Seats::default();
+        for (id, until) in [("long", soon()), ("short", Instant::now())] {
+            let (mut seat, _) = seats.take(&name(id)).await;
+            seat.leave_behind(7, until);
+        }
+        let (_seat, _) = seats.take(&name("b")).await;
+        assert!(!seats.lock().seats.contains_key(&name("short")));
+        assert!(seats.lock().seats.contains_key(&name("long")));
+        assert_eq!(seats.lock().kept.len(), 1);
     }
 
     #[tokio::test]

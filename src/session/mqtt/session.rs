@@ -170,6 +170,8 @@ struct Session {
     session_expiry: u32,
     receive_maximum: u16,
     client_packet_bytes_max: u32,
+    /// When the credential runs out, on the clock that timers follow.
+    expiry: Option<Instant>,
     /// The longest silence.
     keep_alive: Duration,
     last_packet: Instant,
@@ -246,6 +248,7 @@ impl Session {
             session_expiry: hello.said.session_expiry,
             receive_maximum: hello.said.receive_maximum,
             client_packet_bytes_max: hello.said.packet_bytes_max,
+            expiry: identity.expires.map(|at| instant_of(&*door.clock, at)),
             keep_alive: keep_alive(hello.keep_alive),
             last_packet: Instant::now(),
             seat,
@@ -415,9 +418,8 @@ impl Session {
 
     fn deadline<S: Stream>(&self, io: &Io<S>) -> Instant {
         let keep_alive = self.last_packet + self.keep_alive;
-        let expiry = self.identity.expires.map(|at| instant_of(&*self.door.clock, at));
         let stalled = io.stalled_since.map(|since| since + self.door.config.stall_timeout);
-        let others = [expiry, stalled, self.telemetry.deadline()];
+        let others = [self.expiry, stalled, self.telemetry.deadline()];
         others.into_iter().flatten().fold(keep_alive, Instant::min)
     }
 
@@ -432,6 +434,8 @@ impl Session {
         if self.identity.expires.is_some_and(|at| self.door.clock.now() >= at) {
             return Err(Ended::expired());
         }
+        // The wall clock may have been set.
+        self.expiry = self.identity.expires.map(|at| instant_of(&*self.door.clock, at));
         if now >= self.last_packet + self.keep_alive {
             // What the hub does not read is not the client's silence.
             if !self.may_read() {
@@ -633,7 +637,9 @@ impl Session {
     }
 
     fn send_commands(&mut self) {
-        if let Some(downlink) = &mut self.downlink {
+        if let Some(downlink) = &mut self.downlink
+            && downlink.has_waiting()
+        {
             let client = Client {
                 name: &self.identity.identity,
                 version: self.intake.version,
