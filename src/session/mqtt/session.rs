@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::config::SENDING_BYTES_MAX;
 use super::downlink::{Client, Downlink};
@@ -174,7 +174,7 @@ impl Session {
             .await
             .map_err(|throttled| Refused::unavailable("throttled", Reason::CONNECTION_RATE_EXCEEDED, throttled))?;
         let (seat, memory) = door.seats.take(name).await;
-        let (earlier, remembered) = earlier_session(door, hello, &identity, memory)?;
+        let (earlier, remembered) = earlier_session(door, hello, &identity, memory).await?;
         let is_kept = hello.said.session_expiry > 0;
         let is_session_present = earlier.is_some() || remembered.is_some();
 
@@ -747,7 +747,7 @@ impl Session {
 type Earlier = (Option<Window>, Option<Remembered>);
 
 /// What is left of the session that this CONNECT goes on with, or ends.
-fn earlier_session(
+async fn earlier_session(
     door: &Door,
     hello: &Hello,
     identity: &Authenticated,
@@ -761,7 +761,17 @@ fn earlier_session(
     if hello.is_clean {
         // Whose will is dropped is published: its session is over.
         if remembered.is_some() {
-            door.subscriptions.forget(name, identity.generation, |_| ());
+            let (done, forgotten) = oneshot::channel();
+            // Without a connection nobody waits.
+            let done = move |result| drop(done.send(result));
+            door.subscriptions.forget(name, identity.generation, done);
+            // What a client is told to be gone may not come back with a hub that was killed.
+            let unforgotten =
+                |error: &dyn std::fmt::Display| Refused::unavailable("unavailable", Reason::SERVER_UNAVAILABLE, error);
+            forgotten
+                .await
+                .map_err(|error| unforgotten(&error))?
+                .map_err(|error| unforgotten(&error))?;
         }
         return Ok((None, None));
     }
