@@ -77,7 +77,7 @@ pub struct CreateArgs {
     /// Device id: 1 to 128 letters, digits and - . + % _ # * ? ! ( ) , = @ $ '
     #[arg(value_parser = device_id)]
     pub device: DeviceId,
-    /// Base64 key of 16 to 64 bytes; without it one is made
+    /// Base64 key of 16 to 64 bytes, for both keys; without it two are made
     #[arg(long, value_name = "BASE64", conflicts_with = "thumbprint")]
     pub key: Option<String>,
     /// The device shows a certificate with this SHA-1 or SHA-256 thumbprint instead of a key
@@ -185,7 +185,9 @@ impl CreateArgs {
         }
         // IoT Hub, identity registry: a key that is not given is made by the hub.
         if let Some(key) = self.key {
-            identity.authentication.symmetric_key.primary_key = Some(key);
+            // Both or neither, says the registry.
+            identity.authentication.symmetric_key.primary_key = Some(key.clone());
+            identity.authentication.symmetric_key.secondary_key = Some(key);
         }
         if let Some(thumbprint) = self.thumbprint {
             identity.authentication.kind = AuthenticationKind::SelfSigned;

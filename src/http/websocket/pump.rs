@@ -47,6 +47,8 @@ impl Supply {
             tokio::time::sleep(drain_timeout / 2).await;
         };
         tokio::select! {
+            // What came before the connection's end is passed on before the end is: an MQTT client says goodbye and closes.
+            biased;
             () = &mut tunnel => return,
             () = feed(&mut payload, &mut inlet, &words) => {}
             _ = is_over => {}
@@ -81,6 +83,49 @@ async fn feed(payload: &mut Pin<Box<BodyStream<Payload>>>, inlet: &mut WriteHalf
                     return words.close(Some(violation.code()));
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::FromRequest;
+    use actix_web::test::TestRequest;
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::watch;
+
+    use super::super::tunnel::Stop;
+    use super::*;
+
+    #[actix_web::test]
+    async fn what_came_before_the_end_of_the_connection_is_passed_on() {
+        // A masked binary frame of RFC 6455 with the mask 0.
+        let frame = [&[0x82, 0x83, 0, 0, 0, 0], b"bye".as_slice()].concat();
+        for _ in 0..64 {
+            let (request, mut payload) = TestRequest::default().set_payload(frame.clone()).to_http_parts();
+            let payload = actix_web::web::Payload::from_request(&request, &mut payload)
+                .await
+                .unwrap();
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let (_outgoing, inlet) = tokio::io::split(ours);
+            let (connected, is_over) = oneshot::channel();
+            drop(connected);
+            let supply = Supply {
+                payload: Box::pin(BodyStream::new(payload)),
+                inlet,
+                words: Words::new(),
+                is_over,
+                stopping: Stop::new().listen(),
+                drain_timeout: Duration::from_secs(1),
+            };
+            let (said, heard) = watch::channel(Vec::new());
+            let tunnel = Box::pin(async move {
+                let mut read = Vec::new();
+                theirs.read_to_end(&mut read).await.unwrap();
+                said.send_replace(read);
+            });
+            supply.run(tunnel).await;
+            assert_eq!(*heard.borrow(), b"bye");
         }
     }
 }

@@ -71,7 +71,7 @@ impl Stop {
         self.0.send_replace(true);
     }
 
-    fn listen(&self) -> Stopping {
+    pub(super) fn listen(&self) -> Stopping {
         Stopping(self.0.subscribe())
     }
 }
