@@ -172,7 +172,8 @@ fn messages_are_published() {
 
 #[test]
 fn messages_are_acknowledged() {
-    let kinds: [(&str, fn(Ack<'_>) -> Packet<'_>, u8); 4] = [
+    type Kind = fn(Ack<'_>) -> Packet<'_>;
+    let kinds: [(&str, Kind, u8); 4] = [
         ("puback", |ack| Packet::PubAck(ack), 0x97),
         ("pubrec", |ack| Packet::PubRec(ack), 0x97),
         ("pubrel", |ack| Packet::PubRel(ack), 0x92),

@@ -129,6 +129,17 @@ fn a_device_sends_by_connection_string_alone() {
 
 /// The demo fleet's keys stand in the endpoints file.
 #[test]
+fn a_device_may_bring_its_key() {
+    let hub = Hub::start(&[]);
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let created = hub.run(&["device", "create", "dev-1", "--key", key]).expect_success();
+    assert!(created.contains(&format!("SharedAccessKey={key}")), "{created}");
+    hub.run(&["send", "dev-1", "hello"]).expect_success();
+    hub.run(&["device", "create", "dev-2", "--key", "no key"])
+        .expect_failure();
+}
+
+#[test]
 fn a_demo_device_reports_and_can_be_sent_as() {
     let hub = Hub::start(&["--fleet", "1"]);
     let demo = &hub.endpoints().devices[0].device_id;

@@ -62,6 +62,7 @@ impl Hub {
             format!("--quic-port={}", self.endpoints.quic_port),
             format!("--https-port={}", self.endpoints.https_port),
             format!("--ops-port={}", self.endpoints.ops_port),
+            format!("--mqtt-port={}", self.endpoints.mqtt_port),
             format!("--amqp-port={}", self.endpoints.amqps_port),
             format!("--amqp-plain-port={}", self.endpoints.amqp_plain_port),
         ];
