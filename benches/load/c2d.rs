@@ -114,7 +114,7 @@ impl C2dArgs {
             });
         }
         Progress::sleep("settle", SETTLE).await;
-        let empty = Memory::of(hub.pid())?;
+        let empty = Memory::of(hub.pid()?)?;
         let total = self.devices as u64 * self.queued;
         let next = Arc::new(AtomicU64::new(0));
         let before = Mark::now(hub)?;
@@ -149,7 +149,7 @@ impl C2dArgs {
         let stretch = before.until(Mark::now(hub)?);
         drop(progress);
         Progress::sleep("settle", SETTLE).await;
-        let full = Memory::of(hub.pid())?;
+        let full = Memory::of(hub.pid()?)?;
         service.close();
         let growth = full.anonymous.saturating_sub(empty.anonymous) as f64 / f64::from(1 << 20);
         let mut figures = vec![

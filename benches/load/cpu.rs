@@ -15,6 +15,12 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Of a process on another machine; what is computed from it is not a number, and not reported.
+    pub const UNKNOWN: Self = Self {
+        user: f64::NAN,
+        system: f64::NAN,
+    };
+
     /// # Errors
     /// There is no such process.
     pub fn of(pid: u32) -> anyhow::Result<Self> {

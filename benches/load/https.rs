@@ -61,7 +61,7 @@ impl HttpsArgs {
             .map(|member| request(hub, member, &body))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let ca = hub.ca_file();
-        let (of_hub, latencies) = self.measure(hub.pid(), hub.https_port(), ca, &requests).await?;
+        let (of_hub, latencies) = self.measure(hub.pid()?, hub.https_port(), ca, &requests).await?;
         // A hub of `dev` keeps its certificate beside its CA.
         let files = DevFiles::in_directory(ca.parent().context("the CA file has no folder")?);
         let bare = Bare::start(files.server_certificate, files.server_key)?;

@@ -1,9 +1,11 @@
-//! The hub that is measured: one that runs, found by its data folder, or one that is started for the measurement.
+//! The hub that is measured: one that runs, found by its data folder, one that is started for the measurement, or one
+//! elsewhere, whose CPU and memory nobody here can read.
 //!
 //! A started hub is a child process of the sibling program `forebay`, so that its CPU is told from the client's. Its folder
 //! is removed when the measurement ends, however it ends.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +24,7 @@ use forebay::client::tls::{ClientTls, client_config};
 use forebay::hub::DeviceIdentity;
 use forebay::hub::connection_string::ConnectionString;
 use forebay::model::DeviceId;
+use forebay::server::{EVENTHUB_NAME, OWNER_POLICY};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -36,8 +39,20 @@ const CREATES_MAX: usize = 64;
 #[derive(Clone, Debug, Args)]
 pub struct HubArgs {
     /// Measure the hub that runs with this data folder
-    #[arg(long, value_name = "DIR", global = true, conflicts_with = "start")]
+    #[arg(long, value_name = "DIR", global = true, conflicts_with_all = ["start", "host"])]
     hub: Option<PathBuf>,
+    /// Load a hub elsewhere, by the name it goes by, on the ports of a hub; its CPU and memory are not measured
+    #[arg(long, value_name = "NAME", global = true, conflicts_with = "start", requires_all = ["owner_key_file", "ca"])]
+    host: Option<String>,
+    /// With --host: where that hub is reached, a name or an address [default: the name it goes by]
+    #[arg(long, value_name = "NAME", global = true, requires = "host")]
+    address: Option<String>,
+    /// With --host: file that holds the Base64 key of the policy `iothubowner`
+    #[arg(long, value_name = "FILE", global = true, requires = "host")]
+    owner_key_file: Option<PathBuf>,
+    /// With --host: PEM file of the CA that vouches for that hub
+    #[arg(long, value_name = "FILE", global = true, requires = "host")]
+    ca: Option<PathBuf>,
     /// Start a hub for each run (the program `forebay` beside this one) and remove its data afterwards
     #[arg(long, global = true)]
     start: bool,
@@ -59,8 +74,8 @@ impl HubArgs {
     /// Says what contradicts.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
-            self.start || self.hub.is_some(),
-            "name a running hub by its data folder (--hub DIR), or --start one"
+            self.start || self.hub.is_some() || self.host.is_some(),
+            "name a running hub by its data folder (--hub DIR) or its host (--host NAME), or --start one"
         );
         let is_told = self.durability.is_some() || !self.set.is_empty() || self.dir.is_some();
         ensure!(
@@ -69,6 +84,48 @@ impl HubArgs {
         );
         Ok(())
     }
+}
+
+/// Ports of a hub elsewhere: those that its clients know it by.
+mod ports {
+    pub const QUIC: u16 = 8883;
+    pub const MQTT: u16 = 8883;
+    pub const HTTPS: u16 = 443;
+    pub const AMQPS: u16 = 5671;
+}
+
+/// What `endpoints.json` would say of a hub elsewhere.
+fn elsewhere(host: &str, key_file: &Path, ca: &Path) -> anyhow::Result<Endpoints> {
+    let key = fs::read_to_string(key_file).with_context(|| key_file.display().to_string())?;
+    let policy = format!("SharedAccessKeyName={OWNER_POLICY};SharedAccessKey={}", key.trim_end());
+    Ok(Endpoints {
+        hub_host: host.to_owned(),
+        ca_file: ca.to_owned(),
+        iothub_connection_string: format!("HostName={host};{policy}"),
+        eventhub_connection_string: format!("Endpoint=sb://{host}/;{policy};EntityPath={EVENTHUB_NAME}"),
+        consumer_group: "$Default".to_owned(),
+        second_consumer_group: "cg2".to_owned(),
+        mqtt_port: ports::MQTT,
+        https_port: ports::HTTPS,
+        amqps_port: ports::AMQPS,
+        amqp_plain_port: 0,
+        case_timeout: 30,
+        quic_port: ports::QUIC,
+        ops_port: 0,
+        devices: Vec::new(),
+    })
+}
+
+/// The first address of a name, IPv4 before IPv6 as the hub's own clients prefer it.
+fn resolve(name: &str) -> anyhow::Result<IpAddr> {
+    let found = (name, 0)
+        .to_socket_addrs()
+        .with_context(|| format!("address of {name}"))?;
+    let addresses: Vec<IpAddr> = found.map(|found| found.ip()).collect();
+    let v4 = addresses.iter().find(|address| address.is_ipv4());
+    v4.or(addresses.first())
+        .copied()
+        .with_context(|| format!("{name} has no address"))
 }
 
 /// A device of the measurement.
@@ -163,7 +220,9 @@ fn spawn(args: &HubArgs, folder: &Path, quic_port: Option<u16>) -> anyhow::Resul
 
 pub struct Hub {
     started: Option<Started>,
-    pid: u32,
+    /// Of a hub on this machine.
+    pid: Option<u32>,
+    address: IpAddr,
     endpoints: Endpoints,
     durability: String,
     settings: Vec<String>,
@@ -174,18 +233,28 @@ impl Hub {
     /// The hub does not run, does not start or does not answer.
     pub async fn open(args: &HubArgs) -> anyhow::Result<Self> {
         args.check()?;
-        let (started, folder, pid) = match &args.hub {
-            Some(folder) => (None, folder.clone(), holder(&folder.join("log/lock"))?),
-            None => {
-                let started = Started::start(args).await?;
-                let (folder, pid) = (started.folder.clone(), started.child.id());
-                (Some(started), folder, pid)
-            }
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let (started, endpoints, pid, address) = if let Some(host) = &args.host {
+            let key_file = args
+                .owner_key_file
+                .as_deref()
+                .context("--host needs --owner-key-file")?;
+            let ca = args.ca.as_deref().context("--host needs --ca")?;
+            let address = resolve(args.address.as_ref().unwrap_or(host))?;
+            (None, elsewhere(host, key_file, ca)?, None, address)
+        } else if let Some(folder) = &args.hub {
+            let pid = holder(&folder.join("log/lock"))?;
+            (None, Endpoints::read(folder)?, Some(pid), local)
+        } else {
+            let started = Started::start(args).await?;
+            let (endpoints, pid) = (Endpoints::read(&started.folder)?, started.child.id());
+            (Some(started), endpoints, Some(pid), local)
         };
         let mut hub = Self {
             started,
             pid,
-            endpoints: Endpoints::read(&folder)?,
+            address,
+            endpoints,
             durability: String::new(),
             settings: args.set.clone(),
         };
@@ -210,8 +279,16 @@ impl Hub {
         &self.settings
     }
 
-    pub fn pid(&self) -> u32 {
+    /// # Errors
+    /// The hub is elsewhere: what is read by its process id cannot be had.
+    pub fn pid(&self) -> anyhow::Result<u32> {
         self.pid
+            .context("this reads the hub's process: the hub must be on this machine (--hub or --start)")
+    }
+
+    /// Where its doors are.
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// The name that tokens are made for.
@@ -275,9 +352,9 @@ impl Hub {
         Ok(client_config(ClientTls::from_ca_file(&self.endpoints.ca_file)?)?)
     }
 
-    fn address(&self) -> HubAddress {
+    fn native(&self) -> HubAddress {
         HubAddress {
-            address: (std::net::Ipv4Addr::LOCALHOST, self.endpoints.quic_port).into(),
+            address: (self.address, self.endpoints.quic_port).into(),
             host_name: self.endpoints.hub_host.clone(),
         }
     }
@@ -287,7 +364,7 @@ impl Hub {
     pub async fn service(&self, endpoint: &ClientEndpoint) -> anyhow::Result<Service> {
         let owner = ConnectionString::parse(&self.endpoints.iothub_connection_string)?;
         let options = ServiceOptions {
-            hub: self.address(),
+            hub: self.native(),
             key: PolicyKey {
                 policy: owner.shared_access_key_name.context("endpoints.json has no policy")?,
                 key: owner.shared_access_key.context("endpoints.json has no key")?,
@@ -300,7 +377,7 @@ impl Hub {
     }
 
     pub fn device_options(&self, member: &Member) -> DeviceOptions {
-        DeviceOptions::new(self.address(), member.id.clone(), Credential::Key(member.key.clone()))
+        DeviceOptions::new(self.native(), member.id.clone(), Credential::Key(member.key.clone()))
     }
 
     /// Devices named `bench-0` and so on; those that are missing are created.
@@ -343,7 +420,7 @@ impl Hub {
         started.child.wait()?;
         fs::remove_file(started.folder.join(FILE_NAME))?;
         started.child = spawn(&started.args, &started.folder, Some(self.endpoints.quic_port))?;
-        self.pid = started.child.id();
+        self.pid = Some(started.child.id());
         started.ready().await
     }
 

@@ -92,12 +92,12 @@ impl IdleArgs {
         connect: impl AsyncFnOnce() -> anyhow::Result<Vec<C>>,
     ) -> anyhow::Result<Run> {
         Progress::sleep("settle", SETTLE).await;
-        let empty = Memory::of(hub.pid())?;
+        let empty = Memory::of(hub.pid()?)?;
         let before = Mark::now(hub)?;
         let connections = connect().await?;
         let connecting = before.until(Mark::now(hub)?);
         Progress::sleep("settle", SETTLE).await;
-        let full = Memory::of(hub.pid())?;
+        let full = Memory::of(hub.pid()?)?;
         let before = Mark::now(hub)?;
         Progress::sleep("measure", Duration::from_secs_f64(self.seconds)).await;
         let quiet = before.until(Mark::now(hub)?);
@@ -127,7 +127,7 @@ impl IdleArgs {
             .map(|_| hub.endpoint(&TransportOptions::default()))
             .collect::<anyhow::Result<Vec<_>>>()?;
         Progress::sleep("settle", SETTLE).await;
-        let empty = Memory::of(hub.pid())?;
+        let empty = Memory::of(hub.pid()?)?;
         let options = FleetOptions {
             parallel: self.parallel,
             ..FleetOptions::default()
@@ -139,7 +139,7 @@ impl IdleArgs {
         .await?;
         let connecting = before.until(Mark::now(hub)?);
         Progress::sleep("settle", SETTLE).await;
-        let full = Memory::of(hub.pid())?;
+        let full = Memory::of(hub.pid()?)?;
         let before = Mark::now(hub)?;
         Progress::sleep("measure", Duration::from_secs_f64(self.seconds)).await;
         let quiet = before.until(Mark::now(hub)?);

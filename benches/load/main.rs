@@ -249,6 +249,12 @@ mod tests {
         assert!(check(
             "forebay-bench ingest --start --durability os --set log.segment_bytes=16MiB"
         ));
+        assert!(check("forebay-bench ingest --host h --owner-key-file k --ca c"));
+        assert!(!check("forebay-bench ingest --host h --ca c"));
+        assert!(!check(
+            "forebay-bench ingest --start --host h --owner-key-file k --ca c"
+        ));
+        assert!(!check("forebay-bench ingest --hub d --address a"));
         assert!(!check("forebay-bench ingest"));
         assert!(!check("forebay-bench ingest --start --hub d"));
         assert!(!check("forebay-bench ingest --hub d --durability os"));

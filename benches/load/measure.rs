@@ -31,7 +31,7 @@ impl Mark {
     /// # Errors
     /// The hub is gone.
     pub fn now(hub: &Hub) -> anyhow::Result<Self> {
-        Self::of(hub.pid())
+        Self::taken(hub.pid().ok())
     }
 
     /// With another process as the server.
@@ -39,9 +39,13 @@ impl Mark {
     /// # Errors
     /// It is gone.
     pub fn of(server: u32) -> anyhow::Result<Self> {
+        Self::taken(Some(server))
+    }
+
+    fn taken(server: Option<u32>) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
-            server: Usage::of(server)?,
+            server: server.map_or(Ok(Usage::UNKNOWN), Usage::of)?,
             client: Usage::of(std::process::id())?,
         })
     }

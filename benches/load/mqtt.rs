@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 as a device speaks it, reduced to what is measured: a connection that publishes.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -44,6 +44,7 @@ impl Tls {
 /// Who connects where.
 struct Caller {
     host: String,
+    address: IpAddr,
     port: u16,
     id: String,
     token: String,
@@ -57,6 +58,7 @@ impl Caller {
         Ok(Self {
             token: sas::generate(&format!("{host}/devices/{id}"), &key, now + TOKEN_SECONDS, None),
             host: host.to_owned(),
+            address: hub.address(),
             port: hub.mqtt_port()?,
             id: id.to_owned(),
         })
@@ -80,8 +82,14 @@ impl Device {
     /// # Errors
     /// The hub is gone or refuses.
     async fn connect(caller: Caller, tls: Tls) -> anyhow::Result<Self> {
-        let Caller { host, port, id, token } = &caller;
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?;
+        let Caller {
+            host,
+            address,
+            port,
+            id,
+            token,
+        } = &caller;
+        let stream = TcpStream::connect((*address, *port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(host.clone())?;
         let stream = tls.0.connect(name, stream).await.context("the TLS handshake")?;

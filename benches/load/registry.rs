@@ -35,7 +35,7 @@ impl RegistryArgs {
     /// The hub refuses, is gone, or was not started by this program.
     pub async fn run(&self, hub: &mut Hub) -> anyhow::Result<Run> {
         let service = Arc::new(hub.service(&hub.endpoint(&TransportOptions::default())?).await?);
-        let empty = Memory::of(hub.pid())?;
+        let empty = Memory::of(hub.pid()?)?;
         let mut progress = Progress::new("import", self.devices);
         let before = Mark::now(hub)?;
         let (mut importing, mut next, mut created) = (JoinSet::new(), 0, 0);
@@ -61,7 +61,7 @@ impl RegistryArgs {
             self.devices
         );
         Progress::sleep("settle", SETTLE).await;
-        let full = Memory::of(hub.pid())?;
+        let full = Memory::of(hub.pid()?)?;
         service.close();
         let began = Instant::now();
         hub.kill_and_restart().await?;

@@ -53,7 +53,9 @@ impl Report {
         }
     }
 
-    pub fn add(&mut self, run: Run) {
+    /// Figures that could not be measured, such as the CPU of a hub elsewhere, are not numbers and are left out.
+    pub fn add(&mut self, mut run: Run) {
+        run.figures.retain(|figure| !figure.value.is_nan());
         self.runs.push(run);
     }
 
@@ -275,6 +277,13 @@ mod tests {
         let text = report.text();
         assert!(text.starts_with("ingest, durability sync, 3 runs"), "{text}");
         assert!(text.contains("(1 - 2,000,000)"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_reported() {
+        let report = report(&[f64::NAN]);
+        assert_eq!(report.json()["figures"], json!({}));
+        assert!(!report.text().contains("messages_per_s"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! `forebay config`: prints and checks configurations.
+//! `forebay config`: prints and checks configurations, and computes what they cost.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::config::memory::{Memory, Usage};
 use crate::config::{ConfigError, Sources, default_toml, load};
 
 #[derive(Args, Clone, Debug)]
@@ -25,6 +26,26 @@ pub enum ConfigCommand {
     },
     /// Print a configuration with every key at its default, explained
     Default,
+    /// Compute what a hub of this configuration holds in memory: what to set aside for it, and what to end it at
+    Memory {
+        /// Configuration file; without one, the defaults
+        file: Option<PathBuf>,
+        /// Set one key over file and environment; repeatable
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        set: Vec<String>,
+        /// Sessions of a hundred that have their windows full at the same moment
+        #[arg(long, value_name = "PERCENT", default_value_t = Usage::default().busy_percent, value_parser = clap::value_parser!(u64).range(..=100))]
+        busy: u64,
+        /// Connections of native consumers
+        #[arg(long, value_name = "N", default_value_t = Usage::default().consumers, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+        consumers: u64,
+        /// Cores of the machine it will run on, where process.shards is 0 [default: those of this one]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+        cores: Option<u64>,
+        /// One JSON object of bytes instead of a table
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Why `config` failed; the process ends with 1.
@@ -46,6 +67,34 @@ impl ConfigArgs {
             ConfigCommand::Check { file, set } => {
                 load(&Sources::of_process(Some(file.clone()), set))?;
                 writeln!(out, "{}: correct", file.display())?;
+            }
+            ConfigCommand::Memory {
+                file,
+                set,
+                busy,
+                consumers,
+                cores,
+                json,
+            } => {
+                let here = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+                let usage = Usage {
+                    cores: cores.unwrap_or_else(here),
+                    busy_percent: busy,
+                    consumers,
+                };
+                let memory = Memory::of(&load(&Sources::of_process(file, set))?, &usage);
+                if json {
+                    let sums = serde_json::json!({
+                        "quiet_bytes": memory.quiet(),
+                        "busy_bytes": memory.busy(),
+                        "log_pages_bytes": memory.log_pages,
+                        "request_bytes": memory.request(),
+                        "limit_bytes": memory.limit(),
+                    });
+                    writeln!(out, "{sums}")?;
+                } else {
+                    writeln!(out, "{memory}")?;
+                }
             }
             ConfigCommand::Default => out.write_all(default_toml().as_bytes())?,
         }
@@ -81,5 +130,26 @@ mod tests {
                 .contains("`log.segment_bytes`")
         );
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn memory_is_computed_for_what_is_configured() {
+        let memory = |set: &[&str], json| {
+            run(ConfigCommand::Memory {
+                file: None,
+                set: set.iter().map(|&flag| flag.to_owned()).collect(),
+                busy: 10,
+                consumers: 16,
+                cores: Some(2),
+                json,
+            })
+            .unwrap()
+        };
+        let limit = |set: &[&str]| -> u64 {
+            let sums: serde_json::Value = serde_json::from_str(&memory(set, true)).unwrap();
+            sums["limit_bytes"].as_u64().unwrap()
+        };
+        assert!(limit(&["quic.sessions_max=1000"]) < limit(&[]));
+        assert!(memory(&["quic.sessions_max=1234"], false).contains("1234"));
     }
 }

@@ -11,6 +11,7 @@ mod check;
 mod error;
 pub mod keys;
 mod load;
+pub mod memory;
 mod render;
 mod value;
 

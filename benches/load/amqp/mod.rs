@@ -6,8 +6,6 @@
 pub mod sender;
 pub mod sink;
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Context as _, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use forebay::proto::amqp::Role;
@@ -60,7 +58,7 @@ impl Connection {
     /// The hub is gone or refuses.
     pub async fn open_as(hub: &Hub, is_plain: bool, user: &str, password: &str) -> anyhow::Result<Self> {
         let door = hub.amqp_door(is_plain)?;
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, door.port)).await?;
+        let stream = TcpStream::connect((hub.address(), door.port)).await?;
         stream.set_nodelay(true)?;
         let stream: Box<dyn Stream> = if is_plain {
             Box::new(stream)
