@@ -15,6 +15,7 @@ mod lines;
 pub mod listen;
 pub mod log;
 pub mod method;
+pub mod metrics;
 mod running;
 pub mod send;
 pub mod serve;
@@ -36,6 +37,7 @@ pub use feedback::FeedbackArgs;
 pub use listen::ListenArgs;
 pub use log::LogArgs;
 pub use method::MethodArgs;
+pub use metrics::MetricsArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
 pub use tail::TailArgs;
@@ -80,6 +82,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Look into the log files of a stopped hub
     Log(LogArgs),
+    /// Print what each metric means and what to do when it moves
+    Metrics(MetricsArgs),
 }
 
 impl Cli {
@@ -103,6 +107,7 @@ impl Cli {
             Command::Tail(args) => args.run(),
             Command::Events(args) => args.run(),
             Command::Log(args) => args.run(),
+            Command::Metrics(args) => args.run(&mut std::io::stdout().lock()),
         }
     }
 }
@@ -146,6 +151,8 @@ mod tests {
             "forebay serve --config f.toml --set process.shards=2 --set ops.log=debug",
             "forebay config check f.toml",
             "forebay config default",
+            "forebay metrics",
+            "forebay metrics sync",
             "forebay device create dev-1",
             "forebay device create dev-1 --key AAECAwQFBgcICQoLDA0ODw== --disabled",
             "forebay device create dev-1 --thumbprint 00112233445566778899aabbccddeeff00112233",

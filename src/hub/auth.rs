@@ -149,6 +149,29 @@ impl AuthError {
         }
     }
 
+    /// Every value of [`label`](Self::label).
+    pub const LABELS: [&'static str; 19] = [
+        "missing",
+        "malformed",
+        "expired",
+        "scope",
+        "signature",
+        "unknown_policy",
+        "unknown_identity",
+        "wrong_kind",
+        "certificate_malformed",
+        "certificate_expired",
+        "thumbprint",
+        "common_name",
+        "chain",
+        "unknown_host",
+        "not_permitted",
+        "device_not_found",
+        "module_not_found",
+        "disabled",
+        "unavailable",
+    ];
+
     /// The value of a metric's label; a closed set.
     pub fn label(&self) -> &'static str {
         match self {

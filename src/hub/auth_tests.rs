@@ -49,7 +49,11 @@ fn name(device: &str, module: Option<&str>) -> IdentityName {
 }
 
 fn label<T>(result: Result<T, AuthError>) -> (&'static str, u32) {
-    result.map_or_else(|error| (error.label(), error.code().number), |_| ("ok", 0))
+    let of_error = |error: AuthError| {
+        assert!(AuthError::LABELS.contains(&error.label()), "{error}");
+        (error.label(), error.code().number)
+    };
+    result.map_or_else(of_error, |_| ("ok", 0))
 }
 
 impl Hub {

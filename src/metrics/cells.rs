@@ -192,12 +192,15 @@ pub struct PartitionCell {
     pub(super) bytes: AtomicU64,
     pub(super) segments: AtomicU64,
     pub(super) next_sequence: AtomicU64,
-    /// Bit 0: poisoned, bit 1: disk full.
+    /// Bits: why appends are, or soon will be, refused.
     pub(super) refusing: AtomicU64,
 }
 
 pub(super) const POISONED: u64 = 1;
+/// No segment can be prepared.
 pub(super) const DISK_FULL: u64 = 2;
+/// Batches wait, because the disk is full.
+pub(super) const STALLED: u64 = 4;
 
 impl PartitionCell {
     pub fn set_size(&self, bytes: u64, segments: u64) {
@@ -216,6 +219,11 @@ impl PartitionCell {
 
     pub fn set_disk_full(&self, is: bool) {
         self.set(DISK_FULL, is);
+    }
+
+    /// Devices wait for room on the disk.
+    pub fn set_stalled(&self, is: bool) {
+        self.set(STALLED, is);
     }
 
     fn set(&self, bit: u64, is: bool) {

@@ -5,10 +5,12 @@
 //! numbers and from consumer groups, never from a device.
 
 pub mod cells;
+mod exposition;
 pub mod histogram;
 pub mod http;
 pub mod mqtt;
 pub mod observe;
+pub mod page;
 pub mod process;
 pub mod registry;
 pub mod series;

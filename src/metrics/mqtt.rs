@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cells::{SessionKind, ShardCell};
-use super::registry::{Families, Metrics};
+use super::exposition::Families;
+use super::registry::Metrics;
 use super::series;
 use crate::session::mqtt::observer::{Began, Observer};
 

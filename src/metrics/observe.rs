@@ -56,7 +56,7 @@ impl Observer for ShardFacts {
     }
 
     fn stalled(&self, partition: PartitionId, is_stalled: bool, disk_full: bool) {
-        self.metrics.partition(partition).set_disk_full(is_stalled && disk_full);
+        self.metrics.partition(partition).set_stalled(is_stalled && disk_full);
     }
 }
 

@@ -1,39 +1,30 @@
-//! All cells of a process, and their sum as Prometheus text.
+//! All cells of a process; their sum as Prometheus text is `exposition`'s.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram as Buckets, LabelPair, Metric, MetricFamily, MetricType};
-
-use super::cells::{Backpressure, DISK_FULL, Handshake, POISONED, PartitionCell, SessionKind, ShardCell, Stage};
+use super::cells::{Backpressure, PartitionCell, STALLED, SessionKind, ShardCell, Stage};
 use super::histogram::{Histogram, Snapshot};
 use super::mqtt::MqttCells;
-use super::process;
-use super::series::{self, Kind, Series};
 use crate::amqp::observer::Began;
 use crate::http::route::Route;
 use crate::http::websocket::{Protocol, UpgradeRefused};
+use crate::hub::auth::AuthError;
 use crate::hub::throttle::Limit;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
-use crate::wire::close::CloseCode;
-
-/// Upper ends of the exported latency buckets, in microseconds. The cells behind them are finer.
-const BOUNDS_MICROS: [u64; 18] = [
-    10, 25, 50, 100, 250, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 1_000_000,
-    10_000_000,
-];
 
 /// Statuses that routes answer with; 0 stands for any other.
-const HTTP_STATUSES: [u16; 17] = [
+pub(super) const HTTP_STATUSES: [u16; 17] = [
     200, 201, 204, 207, 400, 401, 403, 404, 405, 409, 412, 413, 429, 500, 503, 504, 0,
 ];
 
 /// Where a consumer group's reading of one partition stands; the cursor's owner stores, a scrape reads.
 #[derive(Clone, Debug, Default)]
-pub struct Position(Arc<AtomicU64>);
+pub struct Position(pub(super) Arc<AtomicU64>);
 
 impl Position {
     /// The next sequence number the group will read.
@@ -44,34 +35,38 @@ impl Position {
 
 /// What one limit held up.
 #[derive(Debug, Default)]
-struct ThrottleCell {
-    delayed: AtomicU64,
-    refused: AtomicU64,
-    wait_nanos: AtomicU64,
+pub(super) struct ThrottleCell {
+    pub(super) delayed: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) wait_nanos: AtomicU64,
 }
 
 /// Every metric of the process. Made once, shared by `Arc`; each part keeps the cell it writes.
 #[derive(Debug)]
 pub struct Metrics {
-    durability: &'static str,
-    started: SystemTime,
-    shards: Box<[Arc<ShardCell>]>,
-    partitions: Box<[Arc<PartitionCell>]>,
-    sync: Histogram,
-    sync_failures: AtomicU64,
-    recovery_nanos: AtomicU64,
-    positions: Mutex<BTreeMap<(ConsumerGroup, PartitionId), Position>>,
+    pub(super) durability: &'static str,
+    pub(super) started: SystemTime,
+    pub(super) shards: Box<[Arc<ShardCell>]>,
+    pub(super) partitions: Box<[Arc<PartitionCell>]>,
+    pub(super) sync: Histogram,
+    pub(super) sync_failures: AtomicU64,
+    pub(super) recovery_nanos: AtomicU64,
+    pub(super) start_unclean: AtomicBool,
+    pub(super) damaged_partitions: AtomicU64,
+    /// Where the volume is that holds the data.
+    pub(super) data_dir: OnceLock<PathBuf>,
+    pub(super) positions: Mutex<BTreeMap<(ConsumerGroup, PartitionId), Position>>,
     /// By `hub::AuthError::label`, a closed set.
-    auth_refused: Mutex<BTreeMap<&'static str, u64>>,
-    checkpoints: AtomicU64,
+    pub(super) auth_refused: Mutex<BTreeMap<&'static str, u64>>,
+    pub(super) checkpoints: AtomicU64,
     /// By `Limit::index`.
-    throttles: [ThrottleCell; Limit::COUNT],
+    pub(super) throttles: [ThrottleCell; Limit::COUNT],
     /// By `hub::EventKind::name`, a closed set; and those dropped.
-    events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
+    pub(super) events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
-    http_requests: Box<[AtomicU64]>,
-    upgrades: [AtomicU64; Protocol::ALL.len()],
-    upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
+    pub(super) http_requests: Box<[AtomicU64]>,
+    pub(super) upgrades: [AtomicU64; Protocol::ALL.len()],
+    pub(super) upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
     pub(super) amqp: AmqpCells,
     pub(super) mqtt: MqttCells,
 }
@@ -98,8 +93,12 @@ impl Metrics {
             sync: Histogram::default(),
             sync_failures: AtomicU64::new(0),
             recovery_nanos: AtomicU64::new(0),
+            start_unclean: AtomicBool::new(false),
+            damaged_partitions: AtomicU64::new(0),
+            data_dir: OnceLock::new(),
             positions: Mutex::default(),
-            auth_refused: Mutex::default(),
+            // All from the start: a rate over a series that appears with its first count would miss that one.
+            auth_refused: Mutex::new(AuthError::LABELS.map(|label| (label, 0)).into()),
             checkpoints: AtomicU64::new(0),
             throttles: std::array::from_fn(|_| ThrottleCell::default()),
             events: Mutex::default(),
@@ -141,6 +140,10 @@ impl Metrics {
 
     /// A credential was refused; `reason` is from a closed set.
     pub fn auth_refused(&self, reason: &'static str) {
+        debug_assert!(
+            AuthError::LABELS.contains(&reason),
+            "{reason} is none of the closed set"
+        );
         *self
             .auth_refused
             .lock()
@@ -202,6 +205,31 @@ impl Metrics {
             .store(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// What this start found: whether the process before stopped in order, and how many logs are damaged.
+    pub fn started(&self, is_unclean: bool, damaged_partitions: u64) {
+        self.start_unclean.store(is_unclean, Relaxed);
+        self.damaged_partitions.store(damaged_partitions, Relaxed);
+    }
+
+    /// Each scrape tells of the volume that holds this directory. The first call counts.
+    pub fn watch_volume(&self, data_dir: PathBuf) {
+        let _ = self.data_dir.set(data_dir);
+    }
+
+    /// For `elapsed` partitions were as they are: time without room on the disk is back-pressure, of each by itself.
+    pub fn passed(&self, elapsed: Duration) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        let waited = nanos.saturating_mul(self.refusing(STALLED));
+        let cell = self.shards[0].backpressure_nanos.at(Backpressure::DiskFull as usize);
+        cell.fetch_add(waited, Relaxed);
+    }
+
+    /// Partitions with one of these bits.
+    pub(super) fn refusing(&self, bits: u64) -> u64 {
+        let is = |partition: &&Arc<PartitionCell>| partition.refusing.load(Relaxed) & bits != 0;
+        self.partitions.iter().filter(is).count() as u64
+    }
+
     /// Latency of one stage over all shards, for status lines and reports.
     pub fn latency(&self, stage: Stage) -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -237,304 +265,24 @@ impl Metrics {
             .sum()
     }
 
-    fn sum(&self, cell: impl Fn(&ShardCell) -> &AtomicU64) -> u64 {
+    pub(super) fn sum(&self, cell: impl Fn(&ShardCell) -> &AtomicU64) -> u64 {
         self.shards.iter().map(|shard| cell(shard).load(Relaxed)).sum()
     }
 
-    /// The whole exposition, Prometheus text format 0.0.4.
-    pub fn render(&self) -> String {
-        let families = self.families();
-        prometheus::TextEncoder::new()
-            .encode_to_string(&families)
-            .expect("every family has a name and a metric, and writing to memory cannot fail")
-    }
-
-    fn families(&self) -> Vec<MetricFamily> {
-        let mut out = Families::default();
-        let seconds = |nanos: u64| nanos as f64 / 1e9;
-
-        out.one(&series::INFO, &[env!("CARGO_PKG_VERSION"), self.durability], 1.0);
-        let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        out.one(&series::START, &[], started.as_secs_f64());
-        out.one(&series::ACCEPTED, &[], self.sum(|s| &s.accepted) as f64);
-        out.one(&series::ACCEPTED_BYTES, &[], self.sum(|s| &s.accepted_bytes) as f64);
-        out.one(&series::APPENDED, &[], self.sum(|s| &s.appended) as f64);
-        out.one(&series::APPENDED_BYTES, &[], self.sum(|s| &s.appended_bytes) as f64);
-        out.one(&series::ACKNOWLEDGED, &[], self.sum(|s| &s.acknowledged) as f64);
-        out.one(&series::DUPLICATES, &[], self.sum(|s| &s.duplicates) as f64);
-        out.each(
-            &series::REFUSED,
-            CloseCode::ALL.iter().enumerate().map(|(index, reason)| {
-                (
-                    vec![reason.label().to_owned()],
-                    self.sum(|s| s.refused.at(index)) as f64,
-                )
-            }),
-        );
-        out.one(&series::DELIVERED, &[], self.sum(|s| &s.delivered) as f64);
-        out.one(&series::DELIVERED_BYTES, &[], self.sum(|s| &s.delivered_bytes) as f64);
-        out.histograms(
-            &series::ACK_LATENCY,
-            Stage::ALL.iter().map(|&stage| {
-                (
-                    vec![stage.name().to_owned(), self.durability.to_owned()],
-                    self.latency(stage),
-                )
-            }),
-        );
-        out.one(&series::QUEUE, &[], self.sum(|s| &s.queue) as f64);
-        out.one(&series::INFLIGHT, &[], self.sum(|s| &s.inflight_bytes) as f64);
-        out.each(
-            &series::BACKPRESSURE,
-            Backpressure::ALL.iter().map(|&cause| {
-                let nanos = self.sum(|s| s.backpressure_nanos.at(cause as usize));
-                (vec![cause.name().to_owned()], seconds(nanos))
-            }),
-        );
-        out.each(
-            &series::SESSIONS,
-            SessionKind::ALL
-                .iter()
-                .map(|&kind| (vec![kind.name().to_owned()], self.sessions(kind) as f64)),
-        );
-        out.each(
-            &series::CLOSED,
-            CloseCode::ALL
-                .iter()
-                .enumerate()
-                .map(|(index, reason)| (vec![reason.label().to_owned()], self.sum(|s| s.closed.at(index)) as f64)),
-        );
-        out.each(
-            &series::HANDSHAKES,
-            Handshake::ALL.iter().map(|&outcome| {
-                (
-                    vec![outcome.name().to_owned()],
-                    self.sum(|s| s.handshakes.at(outcome as usize)) as f64,
-                )
-            }),
-        );
-        let refused = self.auth_refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        out.each(
-            &series::AUTH_REFUSED,
-            refused
-                .into_iter()
-                .map(|(reason, count)| (vec![reason.to_owned()], count as f64)),
-        );
-        out.each(&series::HTTP_REQUESTS, self.http_requests());
-        out.each(
-            &series::UPGRADES,
-            Protocol::ALL.iter().map(|&protocol| {
-                let count = self.upgrades[protocol as usize].load(Relaxed);
-                (vec![protocol.label().to_owned()], count as f64)
-            }),
-        );
-        out.each(
-            &series::UPGRADES_REFUSED,
-            UpgradeRefused::ALL.iter().map(|&reason| {
-                let count = self.upgrades_refused[reason as usize].load(Relaxed);
-                (vec![reason.label().to_owned()], count as f64)
-            }),
-        );
-        self.render_amqp(&mut out);
-        out.each(
-            &series::THROTTLED,
-            Limit::ALL.iter().flat_map(|limit| {
-                let cell = &self.throttles[limit.index()];
-                let outcomes = [("delayed", &cell.delayed), ("refused", &cell.refused)];
-                outcomes.map(|(outcome, count)| {
-                    let labels = vec![limit.label().to_owned(), outcome.to_owned()];
-                    (labels, count.load(Relaxed) as f64)
-                })
-            }),
-        );
-        out.each(
-            &series::THROTTLE_WAIT,
-            Limit::ALL.iter().map(|limit| {
-                let nanos = self.throttles[limit.index()].wait_nanos.load(Relaxed);
-                (vec![limit.label().to_owned()], seconds(nanos))
-            }),
-        );
-        out.one(&series::CHECKPOINTS, &[], self.checkpoints.load(Relaxed) as f64);
-        let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let by_kind = recorded
-            .into_iter()
-            .map(|(kind, count)| (vec![kind.to_owned()], count as f64));
-        out.each(&series::EVENTS, by_kind);
-        out.one(&series::EVENTS_DROPPED, &[], dropped as f64);
-        self.log_families(&mut out);
-        out.histograms(&series::SYNC, [(vec![], self.sync.snapshot())].into_iter());
-        out.one(&series::SYNC_FAILED, &[], self.sync_failures.load(Relaxed) as f64);
-        out.one(&series::RECOVERY, &[], seconds(self.recovery_nanos.load(Relaxed)));
-        out.each(&series::LAG, self.lags().into_iter());
-        let process = process::read();
-        let cpu = [("user", process.user_seconds), ("system", process.system_seconds)];
-        out.each(
-            &series::CPU,
-            cpu.into_iter().map(|(mode, seconds)| (vec![mode.to_owned()], seconds)),
-        );
-        out.one(&series::RESIDENT, &[], process.resident_bytes as f64);
-        out.one(&series::FDS, &[], process.open_fds as f64);
-        out.0
-    }
-
-    fn log_families(&self, out: &mut Families) {
-        let each = |cell: fn(&PartitionCell) -> &AtomicU64| {
-            let numbered = self.partitions.iter().enumerate();
-            numbered.map(move |(number, partition)| (vec![number.to_string()], cell(partition).load(Relaxed) as f64))
-        };
-        out.each(&series::LOG_BYTES, each(|partition| &partition.bytes));
-        out.each(&series::LOG_SEGMENTS, each(|partition| &partition.segments));
-        out.each(&series::LOG_NEXT, each(|partition| &partition.next_sequence));
-        let refusing = |bit: u64| {
-            let is = |partition: &&Arc<PartitionCell>| partition.refusing.load(Relaxed) & bit != 0;
-            self.partitions.iter().filter(is).count() as f64
-        };
-        let causes = [("poisoned", refusing(POISONED)), ("disk_full", refusing(DISK_FULL))];
-        out.each(
-            &series::LOG_STATE,
-            causes.into_iter().map(|(cause, count)| (vec![cause.to_owned()], count)),
-        );
-    }
-
-    /// What was answered at least once.
     /// The label is a condition's.
     pub fn amqp_ended(&self, condition: &'static str) {
         let mut ended = self.amqp.ended.lock().unwrap_or_else(PoisonError::into_inner);
         *ended.entry(condition).or_default() += 1;
     }
-
-    fn render_amqp(&self, out: &mut Families) {
-        let cells = &self.amqp;
-        out.each(
-            &series::AMQP_CONNECTIONS,
-            Began::ALL.iter().map(|&began| {
-                let count = cells.connections[began as usize].load(Relaxed);
-                (vec![began.label().to_owned()], count as f64)
-            }),
-        );
-        out.one(&series::AMQP_LINKS, &[], cells.links.load(Relaxed) as f64);
-        let failed = cells.handshakes_failed.load(Relaxed);
-        out.one(&series::AMQP_HANDSHAKES_FAILED, &[], failed as f64);
-        let ended = cells.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        out.each(
-            &series::AMQP_ENDED,
-            ended
-                .into_iter()
-                .map(|(condition, count)| (vec![condition.to_owned()], count as f64)),
-        );
-        self.mqtt.render(out);
-        out.one(&series::READERS_DISPLACED, &[], cells.displaced.load(Relaxed) as f64);
-    }
-
-    fn http_requests(&self) -> impl Iterator<Item = (Vec<String>, f64)> {
-        let counted = self.http_requests.iter().enumerate();
-        counted.filter_map(|(index, cell)| {
-            let count = cell.load(Relaxed);
-            let (route, status) = (index / HTTP_STATUSES.len(), index % HTTP_STATUSES.len());
-            let status = match HTTP_STATUSES[status] {
-                0 => "other".to_owned(),
-                status => status.to_string(),
-            };
-            (count > 0).then(|| (vec![Route::ALL[route].label().to_owned(), status], count as f64))
-        })
-    }
-
-    fn lags(&self) -> Vec<(Vec<String>, f64)> {
-        let positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
-        let lag = |((group, partition), position): (&(ConsumerGroup, PartitionId), &Position)| {
-            let head = self.partitions[usize::from(partition.0)].next_sequence.load(Relaxed);
-            let labels = vec![group.to_string(), partition.to_string()];
-            (labels, head.saturating_sub(position.0.load(Relaxed)) as f64)
-        };
-        positions.iter().map(lag).collect()
-    }
-}
-
-/// The exposition under construction.
-#[derive(Default)]
-pub(super) struct Families(Vec<MetricFamily>);
-
-impl Families {
-    pub(super) fn one(&mut self, series: &Series, labels: &[&str], value: f64) {
-        let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        self.each(series, [(labels, value)].into_iter());
-    }
-
-    pub(super) fn each(&mut self, series: &Series, values: impl Iterator<Item = (Vec<String>, f64)>) {
-        let metric = |(labels, value)| {
-            let mut metric = Metric::from_label(pairs(series, labels));
-            match series.kind {
-                Kind::Counter => {
-                    let mut counter = Counter::default();
-                    counter.set_value(value);
-                    metric.set_counter(counter);
-                }
-                Kind::Gauge => {
-                    let mut gauge = Gauge::default();
-                    gauge.set_value(value);
-                    metric.set_gauge(gauge);
-                }
-                Kind::Histogram => unreachable!("histograms come through `histograms`"),
-            }
-            metric
-        };
-        self.family(series, values.map(metric).collect());
-    }
-
-    fn histograms(&mut self, series: &Series, values: impl Iterator<Item = (Vec<String>, Snapshot)>) {
-        let bounds = BOUNDS_MICROS.map(Duration::from_micros);
-        let metric = |(labels, snapshot): (_, Snapshot)| {
-            let cumulative = snapshot.cumulative(&bounds).into_iter();
-            let bucket = |(count, bound): (u64, &Duration)| {
-                let mut bucket = Bucket::default();
-                bucket.set_cumulative_count(count);
-                bucket.set_upper_bound(bound.as_secs_f64());
-                bucket
-            };
-            let mut buckets = Buckets::default();
-            buckets.set_bucket(cumulative.zip(&bounds).map(bucket).collect());
-            buckets.set_sample_count(snapshot.count());
-            buckets.set_sample_sum(snapshot.sum_seconds());
-            let mut metric = Metric::from_label(pairs(series, labels));
-            metric.set_histogram(buckets);
-            metric
-        };
-        self.family(series, values.map(metric).collect());
-    }
-
-    fn family(&mut self, series: &Series, metrics: Vec<Metric>) {
-        // The encoder refuses a family without metrics: a group without readers has no lag yet.
-        if metrics.is_empty() {
-            return;
-        }
-        let mut family = MetricFamily::default();
-        family.set_name(series.name.to_owned());
-        family.set_help(series.help.to_owned());
-        family.set_field_type(match series.kind {
-            Kind::Counter => MetricType::COUNTER,
-            Kind::Gauge => MetricType::GAUGE,
-            Kind::Histogram => MetricType::HISTOGRAM,
-        });
-        family.set_metric(metrics);
-        self.0.push(family);
-    }
-}
-
-fn pairs(series: &Series, values: Vec<String>) -> Vec<LabelPair> {
-    assert_eq!(series.labels.len(), values.len(), "{} has other labels", series.name);
-    let pair = |(name, value): (&&str, String)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).to_owned());
-        pair.set_value(value);
-        pair
-    };
-    series.labels.iter().zip(values).map(pair).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cells::Handshake;
+    use super::super::series;
     use super::*;
     use crate::session::mqtt::observer as mqtt;
+    use crate::wire::close::CloseCode;
 
     fn metrics() -> Metrics {
         Metrics::new(2, 2, "sync", SystemTime::UNIX_EPOCH + Duration::from_secs(5))
@@ -587,6 +335,7 @@ mod tests {
             "forebay_messages_refused_total{reason=\"malformed_frame\"} 0",
             "forebay_connections_closed_total{reason=\"taken_over\"} 2",
             "forebay_credentials_refused_total{reason=\"expired\"} 1",
+            "forebay_credentials_refused_total{reason=\"scope\"} 0",
             "forebay_handshakes_total{outcome=\"resumed\"} 2",
             "forebay_sessions{kind=\"device\"} 1",
             "forebay_http_requests_total{route=\"device_events\",status=\"204\"} 2",
@@ -679,6 +428,65 @@ mod tests {
         check(&text, "forebay_log_refusing_partitions{cause=\"poisoned\"} 1");
         check(&text, "forebay_log_refusing_partitions{cause=\"disk_full\"} 0");
         assert_eq!(metrics.log_bytes(), 4096);
+    }
+
+    #[test]
+    fn a_start_tells_how_the_process_before_ended() {
+        let metrics = metrics();
+        check(&metrics.render(), "forebay_start_unclean 0");
+        metrics.started(true, 2);
+        metrics.watch_volume(std::env::temp_dir());
+        let text = metrics.render();
+        check(&text, "forebay_start_unclean 1");
+        check(&text, "forebay_log_damaged_partitions 2");
+        assert!(!text.contains("\nforebay_data_volume_size_bytes 0\n"), "{text}");
+    }
+
+    #[test]
+    fn time_without_room_is_back_pressure() {
+        let metrics = metrics();
+        let waits = |seconds| format!("forebay_backpressure_seconds_total{{cause=\"disk_full\"}} {seconds}");
+        metrics.passed(Duration::from_secs(1));
+        check(&metrics.render(), &waits("0"));
+        metrics.partition(PartitionId(0)).set_stalled(true);
+        metrics.partition(PartitionId(1)).set_stalled(true);
+        // What the maintenance thread says of the same partition is another matter.
+        metrics.partition(PartitionId(1)).set_disk_full(false);
+        metrics.passed(Duration::from_secs(2));
+        check(&metrics.render(), &waits("4"));
+        check(
+            &metrics.render(),
+            "forebay_log_refusing_partitions{cause=\"disk_full\"} 2",
+        );
+        metrics.partition(PartitionId(0)).set_stalled(false);
+        metrics.passed(Duration::from_secs(1));
+        check(&metrics.render(), &waits("5"));
+    }
+
+    /// Closed sets stand in the table with every value.
+    #[test]
+    fn values_of_labels_are_documented() {
+        let open_sets = ["version", "group", "partition", "route", "status", "condition"];
+        let families = metrics().families();
+        for (series, family) in series::ALL.iter().filter_map(|series| {
+            let family = families.iter().find(|family| family.name() == series.name)?;
+            Some((series, family))
+        }) {
+            for pair in family.get_metric().iter().flat_map(|metric| metric.get_label()) {
+                let label = series.labels.iter().find(|label| label.name == pair.name());
+                let text = label.expect("the table has the label").values;
+                // "as in ..." refers to a series whose values are documented there.
+                let is_documented =
+                    text.contains(&format!("`{}`", pair.value())) || text.contains("as in ") || text.contains("as of ");
+                assert!(
+                    is_documented || open_sets.contains(&pair.name()),
+                    "{} does not explain {}={}",
+                    series.name,
+                    pair.name(),
+                    pair.value()
+                );
+            }
+        }
     }
 
     #[test]

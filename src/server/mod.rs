@@ -14,6 +14,7 @@ mod mqtt;
 mod openapi;
 mod presence;
 mod resumption;
+mod running;
 mod sweeper;
 mod throttles;
 pub mod tls;
@@ -63,6 +64,7 @@ use crate::shard::shard::Shard;
 use crate::shard::syncer::{Bell, Syncer};
 use crate::state::{RedbConfig, RedbState, State};
 
+use running::Running;
 use tls::DoorTls;
 
 /// How often the figures that nobody pushes (sizes, positions, depths) are taken.
@@ -118,6 +120,7 @@ pub struct Server {
     pub ops_address: SocketAddr,
     /// From the start until every partition was open.
     pub recovery: Duration,
+    running: Running,
     door: Arc<Door>,
     amqp: Arc<crate::amqp::Door>,
     mqtt: Arc<crate::session::mqtt::Door>,
@@ -294,6 +297,7 @@ impl Server {
             SystemTime::now(),
         ));
         metrics.recovered(recovery);
+        metrics.watch_volume(data.clone());
         let throttles = Arc::new(Throttles::open(
             throttles::settings(config),
             state.clone(),
@@ -480,8 +484,12 @@ impl Server {
         actix_rt::spawn(ops);
         let told = (recorder, events);
         actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told));
+        let (running, was_unclean) = Running::begin(data).context("the mark of a hub that runs")?;
+        let damaged = recovered.iter().filter(|partition| partition.damage.is_some());
+        metrics.started(was_unclean, damaged.count() as u64);
         readiness.set_phase(Phase::Ready);
         Ok(Self {
+            running,
             registry,
             policies,
             groups,
@@ -573,6 +581,9 @@ impl Server {
             let _ = arbiter.join();
         }
         self.ops.stop(false).await;
+        if is_clean {
+            self.running.end();
+        }
         is_clean
     }
 
@@ -757,7 +768,10 @@ async fn sample(
     door: Arc<Door>,
     (recorder, events): (Recorder, Events),
 ) {
+    let mut sampled = Instant::now();
     loop {
+        let now = Instant::now();
+        metrics.passed(now.duration_since(std::mem::replace(&mut sampled, now)));
         let names = EventKind::ALL.iter().map(|kind| kind.name());
         metrics.set_events(names.zip(recorder.recorded()), events.dropped());
         for partition in router.partitions() {
