@@ -33,16 +33,21 @@ impl std::fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// The token for a hello; empty for a certificate.
+    /// The token for a hello; empty for a certificate. An empty `module` is none.
     pub(super) fn device_token(
         &self,
         host_name: &str,
         device: &DeviceId,
+        module: &str,
         now_seconds: u64,
     ) -> Result<String, ClientError> {
         match self {
             Self::Key(key) => {
-                let resource = format!("{host_name}/devices/{}", device.as_str());
+                // IoT Hub, SAS: a module's own key signs for the module, and for nothing above it.
+                let mut resource = format!("{host_name}/devices/{}", device.as_str());
+                if !module.is_empty() {
+                    resource = format!("{resource}/modules/{module}");
+                }
                 Ok(sas::generate(
                     &resource,
                     &decode(key)?,

@@ -607,9 +607,12 @@ impl Driver {
             role: Role::Device,
             device_id: options.device_id.as_str().to_owned(),
             module_id: options.module_id.clone(),
-            token: options
-                .credential
-                .device_token(&options.hub.host_name, &options.device_id, super::now_seconds())?,
+            token: options.credential.device_token(
+                &options.hub.host_name,
+                &options.device_id,
+                &options.module_id,
+                super::now_seconds(),
+            )?,
             epoch: if ask_epoch { 0 } else { own_epoch.0 },
             agent: AGENT.to_owned(),
         };
