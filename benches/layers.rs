@@ -177,8 +177,8 @@ fn authenticate(c: &mut Criterion) {
         Arc::new(RedbState::open(&folder.join("state.redb"), &RedbConfig::default()).expect("a store"));
     let entropy = Arc::new(SystemEntropy);
     let registry = Registry::open(state.clone(), entropy.clone(), 4).expect("a registry");
-    let policies = Policies::open(state.clone(), entropy).expect("policies");
-    let authorities = Authorities::open(state).expect("authorities");
+    let policies = Policies::open(state.clone(), entropy.clone()).expect("policies");
+    let authorities = Authorities::open(state, entropy).expect("authorities");
     let now = UtcMillis(1_766_000_000_000);
     let devices: Vec<DeviceIdentity> = (0..1_000)
         .map(|n| DeviceIdentity::new(DeviceId::new(&format!("dev-{n}")).expect("a good id")))

@@ -30,8 +30,8 @@ fn hub() -> Hub {
     let state = MemoryState::new();
     let entropy = Arc::new(Counting::default());
     let registry = Registry::open(state.clone(), entropy.clone(), 4).unwrap();
-    let policies = Policies::open(state.clone(), entropy).unwrap();
-    let authorities = Authorities::open(state).unwrap();
+    let policies = Policies::open(state.clone(), entropy.clone()).unwrap();
+    let authorities = Authorities::open(state, entropy).unwrap();
     let auth = Authenticator::new(registry.clone(), policies.clone(), authorities.clone(), &[HOST.into()]);
     Hub {
         registry,
@@ -453,6 +453,47 @@ fn a_chain_must_lead_to_a_verified_authority_and_bear_the_name() {
         .wait(|done| hub.authorities.remove("root", done))
         .unwrap();
     assert_eq!(check(direct.der(), &[]), ("chain", 401_003));
+}
+
+#[test]
+fn an_authority_is_verified_by_what_only_its_owner_can_sign() {
+    use super::super::authority::AuthorityError;
+    let hub = hub();
+    hub.device("d", |device| {
+        device.authentication.kind = AuthenticationKind::CertificateAuthority
+    });
+    let (root, other) = (authority("root"), authority("root"));
+    let key = CertificateKey::generate().unwrap();
+    let leaf = params("d", -1..1).signed_by(&key, &root).unwrap();
+    let is_known = || label(hub.try_certificate(leaf.der(), &[], "d", NOW)) == ("ok", 0);
+    let authorities = &hub.authorities;
+    let prove = |proof: &[u8]| authorities.wait(|done| authorities.prove("root", proof, NOW, done));
+    let challenge = || authorities.wait(|done| authorities.challenge("root", done));
+    assert!(matches!(challenge(), Err(AuthorityError::NotFound)));
+    authorities
+        .wait(|done| authorities.add("root", root.der(), false, NOW, done))
+        .unwrap();
+    assert!(matches!(prove(leaf.der()), Err(AuthorityError::NoChallenge)));
+    let earlier = challenge().unwrap();
+    let code = challenge().unwrap();
+    assert_ne!(earlier, code);
+    let proof = |name: &str, by: &CertifiedIssuer<'_, CertificateKey>| params(name, -1..1).signed_by(&key, by).unwrap();
+    for wrong in [
+        proof(&code, &other).der().to_vec(),
+        proof(&earlier, &root).der().to_vec(),
+        params(&code, -1..1).self_signed(&key).unwrap().der().to_vec(),
+        params(&code, -2..-1).signed_by(&key, &root).unwrap().der().to_vec(),
+        b"no certificate".to_vec(),
+    ] {
+        assert!(matches!(prove(&wrong), Err(AuthorityError::NotProven)));
+        assert!(!is_known());
+    }
+    let right = proof(&code, &root);
+    prove(right.der()).unwrap();
+    assert!(is_known());
+    assert!(matches!(prove(right.der()), Err(AuthorityError::NoChallenge)), "once");
+    let known = &authorities.list()[0];
+    assert!(known.is_verified && known.challenge.is_none());
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Registered certificate authorities, and whether a client's chain leads to one of them.
 //!
-//! Only verified ones count. All are one record and held in memory, ready to verify with.
+//! ```text
+//!   add ──> unverified ──challenge──> waits for a certificate of this name ──prove──> verified
+//! ```
+//!
+//! Only verified ones count: an owner who is trusted may say so when it is added, anybody else shows that he holds the
+//! authority's key by a certificate for a name that nobody could know before (IoT Hub, X.509: proof of possession). All are one record and held in memory, ready to verify with.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use super::code::ErrorCode;
 use super::decide::{Answer, decide, decode, encode};
+use super::entropy::Entropy;
 use super::json;
-use super::x509::{CertificateFacts, thumbprint};
+use super::x509::{CertificateFacts, hex, thumbprint};
 use crate::model::UtcMillis;
 use crate::state::{Expected, State, StateError, Table, WriteBatch, blocking};
 
@@ -27,6 +33,8 @@ pub const AUTHORITIES_MAX: usize = 25;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Certificates a client may send above its own.
 pub const INTERMEDIATES_MAX: usize = 8;
+/// Of chance in the name of a challenge.
+const CHALLENGE_BYTES: usize = 20;
 
 /// A registered certificate authority.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +50,9 @@ pub struct Authority {
     pub created: Option<UtcMillis>,
     /// Whether its owner has shown to hold the key. Others vouch for nobody.
     pub is_verified: bool,
+    /// The common name that a proof must bear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
 }
 
 /// Why authorities were not changed.
@@ -59,6 +70,11 @@ pub enum AuthorityError {
     TooMany,
     #[error("no such authority")]
     NotFound,
+    /// Ask for one first.
+    #[error("the authority has no challenge that waits for its proof")]
+    NoChallenge,
+    #[error("the proof is no certificate that the authority signed for the name of the challenge, valid now")]
+    NotProven,
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -66,7 +82,9 @@ pub enum AuthorityError {
 impl AuthorityError {
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotAnAuthority | Self::NotValid | Self::Name => ErrorCode::ARGUMENT_INVALID,
+            Self::NotAnAuthority | Self::NotValid | Self::Name | Self::NoChallenge | Self::NotProven => {
+                ErrorCode::ARGUMENT_INVALID
+            }
             Self::Exists => ErrorCode::CONFLICT,
             Self::TooMany => ErrorCode::TOO_LARGE,
             Self::NotFound => ErrorCode::CERTIFICATE_NOT_FOUND,
@@ -82,6 +100,7 @@ impl AuthorityError {
 #[derive(Clone)]
 pub struct Authorities {
     state: Arc<dyn State>,
+    entropy: Arc<dyn Entropy>,
     current: Arc<ArcSwap<Current>>,
 }
 
@@ -95,11 +114,15 @@ struct Current {
 impl Authorities {
     /// # Errors
     /// The store's.
-    pub fn open(state: Arc<dyn State>) -> Result<Self, StateError> {
+    pub fn open(state: Arc<dyn State>, entropy: Arc<dyn Entropy>) -> Result<Self, StateError> {
         let raw = state.get(Table::Authorities, KEY)?;
         let authorities = raw.as_deref().map(decode).transpose()?.unwrap_or_default();
         let current = Arc::new(ArcSwap::from_pointee(Current::of(authorities)));
-        Ok(Self { state, current })
+        Ok(Self {
+            state,
+            entropy,
+            current,
+        })
     }
 
     pub fn list(&self) -> Vec<Authority> {
@@ -146,6 +169,44 @@ impl Authorities {
         });
     }
 
+    /// Gives the name for which the holder of the authority's key is to sign a certificate. A newer one replaces it.
+    pub fn challenge(&self, name: &str, done: impl FnOnce(Result<String, AuthorityError>) + Send + 'static) {
+        let mut code = [0; CHALLENGE_BYTES];
+        self.entropy.fill(&mut code);
+        let code = hex(&code);
+        let (name, told) = (name.to_owned(), code.clone());
+        let done = move |result: Result<(), AuthorityError>| done(result.map(|()| told));
+        self.change(Box::new(done), move |authorities| {
+            let known = authorities.iter_mut().find(|known| known.name == name);
+            known.ok_or(AuthorityError::NotFound)?.challenge = Some(code.clone());
+            Ok(())
+        });
+    }
+
+    /// Makes an authority a verified one by the certificate (DER) that it signed for the name of its challenge.
+    pub fn prove(
+        &self,
+        name: &str,
+        proof: &[u8],
+        now: UtcMillis,
+        done: impl FnOnce(Result<(), AuthorityError>) + Send + 'static,
+    ) {
+        let (name, proof) = (name.to_owned(), proof.to_owned());
+        self.change(Box::new(done), move |authorities| {
+            let known = authorities.iter_mut().find(|known| known.name == name);
+            let known = known.ok_or(AuthorityError::NotFound)?;
+            let challenge = known.challenge.as_ref().ok_or(AuthorityError::NoChallenge)?;
+            let facts = CertificateFacts::read(&proof).ok_or(AuthorityError::NotProven)?;
+            let has_signed = verifier([&*known]).is_some_and(|verifier| verifies(&*verifier, &proof, &[], now));
+            if facts.common_name.as_ref() != Some(challenge) || !has_signed {
+                return Err(AuthorityError::NotProven);
+            }
+            known.challenge = None;
+            known.is_verified = true;
+            Ok(())
+        });
+    }
+
     pub fn remove(&self, name: &str, done: impl FnOnce(Result<(), AuthorityError>) + Send + 'static) {
         let name = name.to_owned();
         self.change(Box::new(done), move |authorities| {
@@ -177,11 +238,7 @@ impl Authorities {
         if intermediates.len() > INTERMEDIATES_MAX {
             return false;
         }
-        let intermediates: Vec<_> = intermediates.iter().map(|der| CertificateDer::from(*der)).collect();
-        let now = UnixTime::since_unix_epoch(Duration::from_millis(now.0.max(0) as u64));
-        verifier
-            .verify_client_cert(&CertificateDer::from(leaf), &intermediates, now)
-            .is_ok()
+        verifies(&**verifier, leaf, intermediates, now)
     }
 
     fn change(
@@ -208,20 +265,33 @@ impl Authorities {
 
 impl Current {
     fn of(authorities: Vec<Authority>) -> Self {
-        let mut roots = RootCertStore::empty();
-        for authority in authorities.iter().filter(|authority| authority.is_verified) {
-            // One that cannot be read vouches for nobody; it was readable when it was added.
-            if let Ok(der) = STANDARD.decode(&authority.certificate) {
-                let _ = roots.add(CertificateDer::from(der));
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        // Refuses to be built without roots.
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .ok();
+        let verifier = verifier(authorities.iter().filter(|authority| authority.is_verified));
         Self { authorities, verifier }
     }
+}
+
+/// What checks chains that lead to one of these; `None` without any.
+fn verifier<'a>(authorities: impl IntoIterator<Item = &'a Authority>) -> Option<Arc<dyn ClientCertVerifier>> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        // One that cannot be read vouches for nobody; it was readable when it was added.
+        if let Ok(der) = STANDARD.decode(&authority.certificate) {
+            let _ = roots.add(CertificateDer::from(der));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // Refuses to be built without roots.
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .ok()
+}
+
+fn verifies(verifier: &dyn ClientCertVerifier, leaf: &[u8], intermediates: &[&[u8]], now: UtcMillis) -> bool {
+    let intermediates: Vec<_> = intermediates.iter().map(|der| CertificateDer::from(*der)).collect();
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(now.0.max(0) as u64));
+    verifier
+        .verify_client_cert(&CertificateDer::from(leaf), &intermediates, now)
+        .is_ok()
 }
 
 fn check(name: &str, certificate: &[u8], is_verified: bool, now: UtcMillis) -> Result<Authority, AuthorityError> {
@@ -243,5 +313,6 @@ fn check(name: &str, certificate: &[u8], is_verified: bool, now: UtcMillis) -> R
         thumbprint: thumbprint(certificate),
         created: Some(now),
         is_verified,
+        challenge: None,
     })
 }

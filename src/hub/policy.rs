@@ -17,6 +17,8 @@ use crate::model::{PolicyName, limits};
 use crate::state::{Expected, State, StateError, Table, WriteBatch, blocking};
 
 const KEY: &[u8] = b"policies";
+/// The policy with all rights. It is always there and keeps them: without it nobody could give rights any more.
+pub const OWNER: &str = "iothubowner";
 /// IoT Hub, shared access policies: with `ServiceConnect`.
 pub const SERVICE_POLICIES_MAX: usize = 10;
 
@@ -30,6 +32,8 @@ impl Permissions {
     pub const REGISTRY_WRITE: Self = Self(2);
     pub const SERVICE_CONNECT: Self = Self(4);
     pub const DEVICE_CONNECT: Self = Self(8);
+    /// Of who may give rights: to hand out what one has not would be to have it.
+    pub const ALL: Self = Self(15);
     const NAMES: [(&'static str, Self); 4] = [
         ("RegistryRead", Self::REGISTRY_READ),
         ("RegistryWrite", Self::REGISTRY_WRITE),
@@ -114,11 +118,29 @@ pub enum KeySlot {
     Secondary,
 }
 
+impl KeySlot {
+    /// `primaryKey`, `secondaryKey` or `both`, in any case.
+    pub fn parse(policy_key: &str) -> Option<&'static [Self]> {
+        match policy_key.to_ascii_lowercase().as_str() {
+            "primarykey" => Some(&[Self::Primary]),
+            "secondarykey" => Some(&[Self::Secondary]),
+            "both" => Some(&[Self::Primary, Self::Secondary]),
+            _ => None,
+        }
+    }
+}
+
 /// Why policies were not changed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error("no such policy")]
     NotFound,
+    #[error("the policy exists")]
+    Exists,
+    #[error("a policy has at least one right")]
+    NoRights,
+    #[error("{OWNER} stays, with all its rights")]
+    IsOwner,
     #[error(
         "there are {} policies, or {SERVICE_POLICIES_MAX} with ServiceConnect",
         limits::POLICIES_MAX
@@ -133,7 +155,10 @@ pub enum PolicyError {
 impl PolicyError {
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound | Self::Invalid(_) => ErrorCode::ARGUMENT_INVALID,
+            // The contract has no code for a policy that is not there.
+            Self::NotFound => ErrorCode::NOT_FOUND,
+            Self::Exists => ErrorCode::CONFLICT,
+            Self::Invalid(_) | Self::NoRights | Self::IsOwner => ErrorCode::ARGUMENT_INVALID,
             Self::TooMany => ErrorCode::TOO_LARGE,
             Self::State(StateError::Busy) => ErrorCode::SERVER_BUSY,
             Self::State(StateError::Conflict { .. } | StateError::Failed(_) | StateError::Closed) => {
@@ -197,31 +222,72 @@ impl Policies {
             .map(with)
     }
 
+    /// Adds a policy; keys are made where there are none.
+    pub fn create(&self, policy: Policy, done: impl FnOnce(Result<(), PolicyError>) + Send + 'static) {
+        if policy.rights == Permissions::NONE {
+            return done(Err(PolicyError::NoRights));
+        }
+        let policy = match self.with_keys(policy) {
+            Ok(policy) => policy,
+            Err(error) => return done(Err(error)),
+        };
+        self.change(Box::new(done), move |policies| {
+            if policies.iter().any(|known| known.key_name == policy.key_name) {
+                return Err(PolicyError::Exists);
+            }
+            policies.push(policy.clone());
+            check_count(policies)
+        });
+    }
+
     /// Adds a policy, or replaces the one of the same name; keys are made where there are none.
     pub fn put(&self, policy: Policy, done: impl FnOnce(Result<(), PolicyError>) + Send + 'static) {
-        let mut policy = policy;
-        if policy.keys == KeyPair::default() {
-            policy.keys = KeyPair::generate(&*self.entropy);
-        }
-        if let Err(error) = policy.keys.check() {
-            return done(Err(error.into()));
-        }
+        let policy = match self.with_keys(policy) {
+            Ok(policy) => policy,
+            Err(error) => return done(Err(error)),
+        };
         self.change(Box::new(done), move |policies| {
             match policies.iter_mut().find(|known| known.key_name == policy.key_name) {
                 Some(known) => *known = policy.clone(),
                 None => policies.push(policy.clone()),
             }
-            let services = policies
-                .iter()
-                .filter(|policy| policy.rights.allow(Permissions::SERVICE_CONNECT));
-            if policies.len() > limits::POLICIES_MAX || services.count() > SERVICE_POLICIES_MAX {
-                return Err(PolicyError::TooMany);
-            }
-            Ok(())
+            check_count(policies)
         });
     }
 
+    /// Gives a policy other rights; its keys stay. Tokens made with them have the new rights from the next check on.
+    pub fn set_rights(
+        &self,
+        name: &PolicyName,
+        rights: Permissions,
+        done: impl FnOnce(Result<(), PolicyError>) + Send + 'static,
+    ) {
+        if rights == Permissions::NONE {
+            return done(Err(PolicyError::NoRights));
+        }
+        if name.as_str() == OWNER && rights != Permissions::ALL {
+            return done(Err(PolicyError::IsOwner));
+        }
+        let name = name.clone();
+        self.change(Box::new(done), move |policies| {
+            let policy = policies.iter_mut().find(|policy| policy.key_name == name);
+            policy.ok_or(PolicyError::NotFound)?.rights = rights;
+            check_count(policies)
+        });
+    }
+
+    fn with_keys(&self, mut policy: Policy) -> Result<Policy, PolicyError> {
+        if policy.keys == KeyPair::default() {
+            policy.keys = KeyPair::generate(&*self.entropy);
+        }
+        policy.keys.check()?;
+        Ok(policy)
+    }
+
     pub fn delete(&self, name: &PolicyName, done: impl FnOnce(Result<(), PolicyError>) + Send + 'static) {
+        if name.as_str() == OWNER {
+            return done(Err(PolicyError::IsOwner));
+        }
         let name = name.clone();
         self.change(Box::new(done), move |policies| {
             let before = policies.len();
@@ -285,14 +351,21 @@ impl Policies {
     }
 }
 
+fn check_count(policies: &[Policy]) -> Result<(), PolicyError> {
+    let services = policies
+        .iter()
+        .filter(|policy| policy.rights.allow(Permissions::SERVICE_CONNECT));
+    if policies.len() > limits::POLICIES_MAX || services.count() > SERVICE_POLICIES_MAX {
+        return Err(PolicyError::TooMany);
+    }
+    Ok(())
+}
+
 fn defaults(entropy: &dyn Entropy) -> Vec<Policy> {
     let read = Permissions::REGISTRY_READ;
     let write = read.with(Permissions::REGISTRY_WRITE);
-    let owner = write
-        .with(Permissions::SERVICE_CONNECT)
-        .with(Permissions::DEVICE_CONNECT);
     let policies = [
-        ("iothubowner", owner),
+        (OWNER, Permissions::ALL),
         ("service", Permissions::SERVICE_CONNECT),
         ("device", Permissions::DEVICE_CONNECT),
         ("registryRead", read),

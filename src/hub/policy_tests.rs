@@ -91,3 +91,47 @@ fn policies_are_bounded() {
     put("d3", Permissions::DEVICE_CONNECT).unwrap();
     assert_eq!(policies.list().len(), 16);
 }
+
+#[test]
+fn policies_are_made_once_changed_and_deleted_but_the_owners_stays() {
+    let state = MemoryState::new();
+    let policies = open(&state);
+    let create = |key_name: &str, keys: KeyPair, rights| {
+        let policy = Policy {
+            key_name: name(key_name),
+            keys,
+            rights,
+        };
+        policies.wait(|done| policies.create(policy, done))
+    };
+    let read = Permissions::REGISTRY_READ;
+    create("report", KeyPair::default(), read).unwrap();
+    let made = policies.get(&name("report")).unwrap();
+    assert_eq!(made.keys.iter().count(), 2);
+    let again = create("report", KeyPair::default(), read);
+    assert!(matches!(again, Err(PolicyError::Exists)));
+    let none = create("none", KeyPair::default(), Permissions::NONE);
+    assert!(matches!(none, Err(PolicyError::NoRights)));
+    let short = KeyPair {
+        primary_key: Some("AAAA".into()),
+        secondary_key: Some("AAAA".into()),
+    };
+    assert!(matches!(create("short", short, read), Err(PolicyError::Invalid(_))));
+
+    let set = |of: &str, rights| policies.wait(|done| policies.set_rights(&name(of), rights, done));
+    set("report", read.with(Permissions::SERVICE_CONNECT)).unwrap();
+    let changed = policies.get(&name("report")).unwrap();
+    assert_eq!(changed.rights.to_string(), "RegistryRead, ServiceConnect");
+    assert_eq!(changed.keys, made.keys);
+    assert!(matches!(set("nobody", read), Err(PolicyError::NotFound)));
+    assert!(matches!(set("report", Permissions::NONE), Err(PolicyError::NoRights)));
+    assert!(matches!(set(OWNER, read), Err(PolicyError::IsOwner)));
+    set(OWNER, Permissions::ALL).unwrap();
+
+    let delete = |of: &str| policies.wait(|done| policies.delete(&name(of), done));
+    assert!(matches!(delete(OWNER), Err(PolicyError::IsOwner)));
+    delete("report").unwrap();
+    assert!(matches!(delete("report"), Err(PolicyError::NotFound)));
+    assert_eq!(open(&state).list(), policies.list(), "durable");
+    assert_eq!(policies.list().len(), 5);
+}

@@ -74,7 +74,7 @@ const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
 /// A client that takes nothing for this long is gone, or might as well be: every SDK reads its socket all the time.
 const HTTPS_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// The policy with all rights.
-pub const OWNER_POLICY: &str = "iothubowner";
+pub const OWNER_POLICY: &str = crate::hub::policy::OWNER;
 
 type Actors = Vec<Addr<ShardActor<DiskStorage, ShardFacts>>>;
 
@@ -262,7 +262,7 @@ impl Server {
         if let Some(key) = &config.identity.owner_key {
             set_owner_key(&policies, &key.0).context("identity.owner_key")?;
         }
-        let authorities = Authorities::open(state.clone())?;
+        let authorities = Authorities::open(state.clone(), entropy.clone())?;
         let groups = Groups::new(state.clone());
         let queues = queue_settings(config);
         let outboxes = Outboxes::new(state.clone(), entropy.clone(), queues.clone(), partition_count);
@@ -273,7 +273,12 @@ impl Server {
         twins.observe(Box::new(move |changed| told.desired_changed(changed)));
         let told = lines.clone();
         outboxes.observe(Box::new(move |name| told.message_waits(name)));
-        let authenticator = Authenticator::new(registry.clone(), policies.clone(), authorities, &hub_config.host_names);
+        let authenticator = Authenticator::new(
+            registry.clone(),
+            policies.clone(),
+            authorities.clone(),
+            &hub_config.host_names,
+        );
 
         for partition in &recovered {
             match &partition.damage {
@@ -348,6 +353,8 @@ impl Server {
             live: live.clone(),
             events: events.clone(),
             authenticator: authenticator.clone(),
+            policies: policies.clone(),
+            authorities: authorities.clone(),
             registry: registry.clone(),
             groups: groups.clone(),
             outboxes: outboxes.clone(),

@@ -245,7 +245,7 @@ pub fn device_token(device: &str, key: &str, seconds: u64) -> String {
     sas::generate(&format!("{HOST}/devices/{device}"), &decode_key(key), expiry, None)
 }
 
-/// The rooms of a stopped hub that no door of the hub leads to yet: modules, policies, authorities.
+/// The rooms of a stopped hub, for tests that are about something else than the doors to them.
 pub struct Rooms {
     pub registry: Registry,
     pub policies: Policies,
@@ -260,8 +260,8 @@ impl Rooms {
         let entropy = Arc::new(SystemEntropy);
         Self {
             registry: Registry::open(state.clone(), entropy.clone(), PARTITION_COUNT).unwrap(),
-            policies: Policies::open(state.clone(), entropy).unwrap(),
-            authorities: Authorities::open(state).unwrap(),
+            policies: Policies::open(state.clone(), entropy.clone()).unwrap(),
+            authorities: Authorities::open(state, entropy).unwrap(),
         }
     }
 

@@ -145,15 +145,10 @@ impl Rest {
         let wanted: Regenerate = call.json().await?;
         check_count(wanted.devices.len())?;
         self.throttle(Class::Registry, wanted.devices.len() as u64).await?;
-        let slots: &'static [KeySlot] = match wanted.policy_key.to_ascii_lowercase().as_str() {
-            "primarykey" => &[KeySlot::Primary],
-            "secondarykey" => &[KeySlot::Secondary],
-            "both" => &[KeySlot::Primary, KeySlot::Secondary],
-            _ => {
-                let reason = "policyKey is none of primaryKey, secondaryKey, both";
-                return Err(Refused::new(ErrorCode::INVALID_POLICY_KEY, reason));
-            }
-        };
+        let slots = KeySlot::parse(&wanted.policy_key).ok_or_else(|| {
+            let reason = "policyKey is none of primaryKey, secondaryKey, both";
+            Refused::new(ErrorCode::INVALID_POLICY_KEY, reason)
+        })?;
         let mut result = RegenerateResult {
             policy_key: wanted.policy_key,
             rotated_keys: Vec::new(),

@@ -22,7 +22,9 @@ use super::observer::{Handshake, Observer};
 use super::{device, service};
 use crate::hub::auth::{Authenticated, Authenticator, Credential, ServiceAuthenticated};
 use crate::hub::policy::Permissions;
-use crate::hub::{Events, Feedbacks, Groups, IdentityName, Live, Outboxes, Registry, Throttles, Twins};
+use crate::hub::{
+    Authorities, Events, Feedbacks, Groups, IdentityName, Live, Outboxes, Policies, Registry, Throttles, Twins,
+};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
@@ -72,6 +74,8 @@ impl Closing {
 #[derive(Clone)]
 pub struct HubParts {
     pub authenticator: Authenticator,
+    pub policies: Policies,
+    pub authorities: Authorities,
     pub registry: Registry,
     pub groups: Groups,
     pub outboxes: Outboxes,
@@ -90,6 +94,8 @@ pub struct Door {
     pub config: Config,
     pub(super) router: Arc<Router<DiskStorage>>,
     pub(super) authenticator: Authenticator,
+    pub(super) policies: Policies,
+    pub(super) authorities: Authorities,
     pub(super) registry: Registry,
     pub(super) groups: Groups,
     pub(super) outboxes: Outboxes,
@@ -126,6 +132,8 @@ impl Door {
             config,
             router,
             authenticator: hub.authenticator,
+            policies: hub.policies,
+            authorities: hub.authorities,
             registry: hub.registry,
             groups: hub.groups,
             outboxes: hub.outboxes,

@@ -1,4 +1,5 @@
-//! Management requests of a service: identities, messages to devices, and consumer groups as JSON documents in the contract's shape.
+//! Management requests of a service: identities, policies and authorities, messages to devices, and consumer groups, as
+//! JSON documents in the contract's shape.
 //!
 //! | operation | document | permission | answer |
 //! | --- | --- | --- | --- |
@@ -7,6 +8,11 @@
 //! | `device.update` | device identity with `etag` or `*` | RegistryWrite | the stored identity |
 //! | `device.delete` | `{"deviceId", "etag"?}` | RegistryWrite | `{}` |
 //! | `device.list` | `{"after"?, "limit"?}` | RegistryRead | a list of at most 1,000 identities |
+//! | `device.regenerate` | `{"deviceId", "moduleId"?, "policyKey": "primaryKey", "secondaryKey" or "both"}` | RegistryWrite | `{"primaryKey", "secondaryKey"}` |
+//! | `module.create`, `module.update` | module identity, with `etag` or `*` to update | RegistryWrite | the stored identity |
+//! | `module.get` | `{"deviceId", "moduleId"}` | RegistryRead | the identity |
+//! | `module.list` | `{"deviceId"}` | RegistryRead | a list of all modules of the device |
+//! | `module.delete` | `{"deviceId", "moduleId", "etag"?}` | RegistryWrite | `{}` |
 //! | `device.import` | `{"entries": [ExportImportDevice]}` | RegistryWrite | `{"created", "changed", "unchanged", "errors"}` |
 //! | `device.export` | `{"after"?: {"deviceId", "moduleId"?}, "limit"?}` | RegistryWrite | `{"entries", "next"}` |
 //! | `c2d.send` | `{"deviceId", "moduleId"?, "body" or "bodyBase64", "properties"?, "system"?}` | ServiceConnect | `{"sequenceNumber", "expiryTimeUtc"}`, once it is durable |
@@ -19,9 +25,21 @@
 //! | `group.create`, `group.delete` | `{"name"}` | ServiceConnect | `{}` |
 //! | `group.list` | `{}` | ServiceConnect | a list of names |
 //! | `event.list` | `{"partition", "after"?, "limit"?}` | ServiceConnect | `{"events": [...], "last"}`: the hub's own events behind a sequence number, and the number of the newest |
+//! | `policy.list` | `{}` | all | a list of policies with their keys |
+//! | `policy.get` | `{"keyName"}` | all | the policy |
+//! | `policy.create` | `{"keyName", "rights", "primaryKey"?, "secondaryKey"?}` | all | the policy |
+//! | `policy.update` | `{"keyName", "rights"}` | all | the policy, its keys as they were |
+//! | `policy.regenerate` | `{"keyName", "policyKey": "primaryKey" or "secondaryKey"}` | all | the policy |
+//! | `policy.delete` | `{"keyName"}`, not the owner's | all | `{}` |
+//! | `authority.list` | `{}` | all | a list of authorities |
+//! | `authority.create` | `{"name", "certificate": base64 of the DER, "isVerified"?}` | all | the authority |
+//! | `authority.challenge` | `{"name"}` | all | `{"name", "challenge"}`: the common name of the proof |
+//! | `authority.prove` | `{"name", "certificate"}`: signed by the authority for its challenge | all | the authority, verified |
+//! | `authority.delete` | `{"name"}` | all | `{}` |
 //! | `hub.get` | `{}` | ServiceConnect | `{"partitions": [{"id", "first", "next"}]}` |
 //!
-//! Permissions: `contract/identity-security.md` section 2. Errors carry the contract's codes.
+//! Permissions: `contract/identity-security.md` section 2; "all" of them for what can give rights. Errors carry the
+//! contract's codes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +50,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::access;
 use super::door::Door;
+use super::modules;
 use super::transfer;
 use super::twins;
 use crate::hub::auth::ServiceAuthenticated;
@@ -270,10 +290,20 @@ pub(super) async fn respond(door: &Arc<Door>, identity: &ServiceAuthenticated, r
 async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Request) -> Result<String, Refused> {
     let permission = match request.operation.as_str() {
         // IoT Hub, jobs: import and export, which shows keys, need RegistryWrite.
-        "device.create" | "device.update" | "device.delete" | "device.import" | "device.export" => {
-            Permissions::REGISTRY_WRITE
-        }
-        "device.get" | "device.list" => Permissions::REGISTRY_READ,
+        "device.create" | "device.update" | "device.delete" | "device.import" | "device.export"
+        | "device.regenerate" | "module.create" | "module.update" | "module.delete" => Permissions::REGISTRY_WRITE,
+        "device.get" | "device.list" | "module.get" | "module.list" => Permissions::REGISTRY_READ,
+        "policy.list"
+        | "policy.get"
+        | "policy.create"
+        | "policy.update"
+        | "policy.regenerate"
+        | "policy.delete"
+        | "authority.list"
+        | "authority.create"
+        | "authority.challenge"
+        | "authority.prove"
+        | "authority.delete" => Permissions::ALL,
         "c2d.send" | "c2d.purge" | "method.invoke" | "twin.get" | "twin.patch" | "twin.replace"
         | "feedback.receive" | "feedback.complete" | "feedback.abandon" | "event.list" | "group.create"
         | "group.delete" | "group.list" | "hub.get" => Permissions::SERVICE_CONNECT,
@@ -288,7 +318,7 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
     }
     // IoT Hub, quotas and errors section 2.
     match request.operation.as_str() {
-        operation if operation.starts_with("device.") => {
+        operation if operation.starts_with("device.") || operation.starts_with("module.") => {
             pass(door.throttles.admit(Class::Registry, 1, Instant::now())).await?;
         }
         "c2d.send" => pass(door.throttles.admit_command(Instant::now(), door.clock.now())).await?,
@@ -335,6 +365,12 @@ async fn answer(door: &Arc<Door>, identity: &ServiceAuthenticated, request: &Req
             let devices: Result<Vec<_>, OutboxError> =
                 found.into_iter().map(|device| door.live.device(device, now)).collect();
             Ok(json(&devices?))
+        }
+        operation if operation.starts_with("module.") || operation == "device.regenerate" => {
+            modules::answer(door, operation, &request.json).await
+        }
+        operation if operation.starts_with("policy.") || operation.starts_with("authority.") => {
+            access::answer(door, operation, &request.json).await
         }
         "device.import" => transfer::import(door, &request.json).await,
         "device.export" => transfer::export(door, parse(&request.json)?).await,

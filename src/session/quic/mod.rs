@@ -10,6 +10,7 @@
 //! Close codes are in [`crate::wire::close`]; limits in [`config`]. Knows the shards' messages and the hub's values;
 //! deliberately does not know other doors, metrics or the server.
 
+mod access;
 pub mod config;
 mod connection_id;
 mod cursor;
@@ -18,6 +19,7 @@ pub mod door;
 mod error;
 mod intake;
 mod management;
+mod modules;
 pub mod observer;
 mod service;
 mod streams;
