@@ -1,16 +1,16 @@
 //! `forebay c2d`: queues messages for devices, and removes what is queued.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::connect::{self, explain};
-use super::device::device_id;
+use super::connect::{self, Target, explain};
 use super::endpoints::HubArgs;
 use super::send::property;
 use crate::client::service::Service;
-use crate::model::{DeviceId, SystemKey};
+use crate::model::SystemKey;
 
 #[derive(Args, Clone, Debug)]
 pub struct C2dArgs {
@@ -29,17 +29,15 @@ pub enum C2dCommand {
     Send(C2dSendArgs),
     /// Remove all messages that wait for a device, locked ones too
     Purge {
-        /// Device id
-        #[arg(value_parser = device_id)]
-        device: DeviceId,
+        /// Device id, or DEVICE/MODULE
+        target: Target,
     },
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct C2dSendArgs {
-    /// Device id
-    #[arg(value_parser = device_id)]
-    pub device: DeviceId,
+    /// Device id, or DEVICE/MODULE
+    pub target: Target,
     /// Body of the message
     pub body: String,
     /// Application property; repeatable
@@ -74,12 +72,10 @@ impl C2dArgs {
                     (SystemKey::Ack, Some(args.ack)),
                 ];
                 let system = system.into_iter().filter_map(|(key, value)| Some((key.name(), value?)));
-                let message = json!({
-                    "deviceId": args.device.as_str(),
-                    "body": args.body,
-                    "properties": args.properties.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-                    "system": system.collect::<std::collections::BTreeMap<_, _>>(),
-                });
+                let mut message = args.target.document();
+                message["body"] = json!(args.body);
+                message["properties"] = json!(args.properties.into_iter().collect::<BTreeMap<_, _>>());
+                message["system"] = json!(system.collect::<BTreeMap<_, _>>());
                 let queued = service.request("c2d.send", &message).await.map_err(explain)?;
                 match self.json {
                     true => writeln!(out, "{queued}")?,
@@ -91,9 +87,11 @@ impl C2dArgs {
                     )?,
                 }
             }
-            C2dCommand::Purge { device } => {
-                let name = json!({ "deviceId": device.as_str() });
-                let purged = service.request("c2d.purge", &name).await.map_err(explain)?;
+            C2dCommand::Purge { target } => {
+                let purged = service
+                    .request("c2d.purge", &target.document())
+                    .await
+                    .map_err(explain)?;
                 match self.json {
                     true => writeln!(out, "{purged}")?,
                     false => writeln!(out, "{} removed", purged["totalMessagesPurged"])?,

@@ -2,16 +2,17 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::endpoints::{HubArgs, Target as HubTarget};
 use crate::client::ClientError;
+use crate::client::backoff::{Backoff, BackoffConfig, Jitter};
 use crate::client::credential::PolicyKey;
 use crate::client::endpoint::{ClientEndpoint, HubAddress, TransportOptions};
 use crate::client::service::{Service, ServiceOptions};
-use crate::client::tls::{ClientTls, client_config};
+use crate::client::tls::{ClientTls, Identity, client_config};
 use crate::hub::DeviceIdentity;
 use crate::model::{DeviceId, ModuleId};
 
@@ -27,6 +28,14 @@ const TRANSPORT: TransportOptions = TransportOptions {
     send_window_bytes: 1 << 20,
     receive_window_bytes: 4 << 20,
     ack_eliciting_threshold: 20,
+};
+
+/// A hub that restarts is back within moments: looking often costs nothing here.
+const BACKOFF: BackoffConfig = BackoffConfig {
+    wait_min: Duration::from_millis(100),
+    wait_max: Duration::from_secs(5),
+    stable_after: Duration::from_secs(10),
+    retry_after_max: Duration::from_secs(5),
 };
 
 /// Runs one subcommand. What it left running is not waited for: a blocked read of standard input has no end.
@@ -55,6 +64,15 @@ impl Target {
             document["moduleId"] = module.as_str().into();
         }
         document
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.module {
+            None => write!(f, "{}", self.device),
+            Some(module) => write!(f, "{}/{module}", self.device),
+        }
     }
 }
 
@@ -93,8 +111,93 @@ pub(super) fn with_service(hub: &HubArgs, ask: impl AsyncFnOnce(&Service) -> any
 
 /// A socket for connections to hubs that this CA vouches for. Call within a runtime.
 pub(super) fn endpoint(ca_file: &Path) -> anyhow::Result<ClientEndpoint> {
-    let tls = client_config(ClientTls::from_ca_file(ca_file)?)?;
-    Ok(ClientEndpoint::new(tls, &TRANSPORT)?)
+    endpoint_as(ca_file, None)
+}
+
+/// `endpoint`, for connections that show a certificate.
+pub(super) fn endpoint_as(ca_file: &Path, identity: Option<Identity>) -> anyhow::Result<ClientEndpoint> {
+    let mut tls = ClientTls::from_ca_file(ca_file)?;
+    tls.identity = identity;
+    Ok(ClientEndpoint::new(client_config(tls)?, &TRANSPORT)?)
+}
+
+/// A service that outlives the hub it asks: for commands that follow something, over restarts and the ends of tokens.
+pub(super) struct Lasting {
+    hub: HubArgs,
+    target: HubTarget,
+    pub endpoint: ClientEndpoint,
+    backoff: Backoff,
+    jitter: Jitter,
+}
+
+impl Lasting {
+    /// # Errors
+    /// The hub cannot be found or reached at first, or refuses. Later losses of the connection are waited out.
+    pub async fn open(hub: &HubArgs) -> anyhow::Result<(Self, Service)> {
+        let target = hub.service()?;
+        let endpoint = endpoint(&target.ca_file)?;
+        let service = service(&endpoint, &target).await?;
+        let mut lasting = Self {
+            hub: hub.clone(),
+            target,
+            endpoint,
+            backoff: Backoff::new(BACKOFF),
+            jitter: Jitter::new(u64::from(std::process::id())),
+        };
+        lasting.backoff.handle_connected(Instant::now());
+        Ok((lasting, service))
+    }
+
+    /// Connects again after an error that may pass.
+    ///
+    /// # Errors
+    /// Trying later cannot help.
+    pub async fn again(&mut self, error: ClientError) -> anyhow::Result<Service> {
+        eprintln!("forebay: {}", still_there(error)?);
+        loop {
+            let wait = self.backoff.handle_failure(Instant::now(), None, || self.jitter.draw());
+            tokio::time::sleep(wait).await;
+            // A hub on free ports has others after its restart.
+            if let Ok(target) = self.hub.service() {
+                self.target = target;
+            }
+            match service(&self.endpoint, &self.target).await {
+                Ok(service) => {
+                    self.backoff.handle_connected(Instant::now());
+                    eprintln!("forebay: connected again");
+                    return Ok(service);
+                }
+                Err(error) => drop(still_there(error)?),
+            }
+        }
+    }
+
+    /// A management request, asked again when the connection was lost over it.
+    ///
+    /// # Errors
+    /// The hub refuses, or trying later cannot help.
+    pub async fn request(
+        &mut self,
+        service: &mut Service,
+        operation: &str,
+        document: &serde_json::Value,
+    ) -> anyhow::Result<serde_json::Value> {
+        loop {
+            match service.request(operation, document).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => *service = self.again(error).await?,
+            }
+        }
+    }
+}
+
+/// The error again if trying later can help; else it ends the command.
+fn still_there(error: ClientError) -> anyhow::Result<ClientError> {
+    if error.is_transient() {
+        Ok(error)
+    } else {
+        Err(explain(error))
+    }
 }
 
 pub(super) fn address(target: &HubTarget) -> Result<HubAddress, ClientError> {

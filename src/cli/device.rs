@@ -4,16 +4,17 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{self, explain};
+use super::as_device;
+use super::connect::{self, Target, explain};
 use super::endpoints::HubArgs;
 use super::transfer;
 use crate::client::service::Service;
-use crate::hub::DeviceIdentity;
 use crate::hub::connection_string::ConnectionString;
-use crate::hub::identity::{AuthenticationKind, Status};
+use crate::hub::identity::{Authentication, AuthenticationKind, Status};
+use crate::hub::{DeviceIdentity, ModuleIdentity};
 use crate::model::DeviceId;
 
 #[derive(Args, Clone, Debug)]
@@ -54,6 +55,14 @@ pub enum DeviceCommand {
         #[arg(value_parser = device_id)]
         device: DeviceId,
     },
+    /// Replace keys of a device or module by new ones, and print its connection string
+    Rotate {
+        /// Device id, or DEVICE/MODULE
+        target: Target,
+        /// Which key; whoever uses the other goes on
+        #[arg(long, value_enum)]
+        key: Slot,
+    },
     /// Create, change and delete devices and modules by file: one JSON object a line; run again what was broken off
     Import {
         /// Lines as exported, `importMode` in each (`create` without); refused lines go to FILE.errors
@@ -72,6 +81,24 @@ pub enum DeviceCommand {
     },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Slot {
+    Primary,
+    Secondary,
+    Both,
+}
+
+impl Slot {
+    /// As management requests name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "primaryKey",
+            Self::Secondary => "secondaryKey",
+            Self::Both => "both",
+        }
+    }
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct CreateArgs {
     /// Device id: 1 to 128 letters, digits and - . + % _ # * ? ! ( ) , = @ $ '
@@ -80,9 +107,12 @@ pub struct CreateArgs {
     /// Base64 key of 16 to 64 bytes, for both keys; without it two are made
     #[arg(long, value_name = "BASE64", conflicts_with = "thumbprint")]
     pub key: Option<String>,
-    /// The device shows a certificate with this SHA-1 or SHA-256 thumbprint instead of a key
+    /// The device shows a certificate with this SHA-1 or SHA-256 thumbprint instead of a key; a second one for its successor
     #[arg(long, value_name = "HEX", value_parser = thumbprint)]
-    pub thumbprint: Option<String>,
+    pub thumbprint: Vec<String>,
+    /// The device shows a certificate in its name that an authority of the hub vouches for (`forebay authority`)
+    #[arg(long, conflicts_with_all = ["key", "thumbprint"])]
+    pub authority: bool,
     /// Create it disabled
     #[arg(long)]
     pub disabled: bool,
@@ -110,9 +140,22 @@ impl DeviceArgs {
         let mut out = io::stdout();
         match self.command {
             DeviceCommand::Create(args) => {
+                anyhow::ensure!(args.thumbprint.len() <= 2, "a device has at most two thumbprints");
                 let wanted = serde_json::to_value(args.identity())?;
                 let created = connect::identity(&service, "device.create", &wanted).await?;
                 printer.created(&mut out, &created)?;
+            }
+            DeviceCommand::Rotate { target, key } => {
+                let mut wanted = target.document();
+                wanted["policyKey"] = key.name().into();
+                let keys = service.request("device.regenerate", &wanted).await.map_err(explain)?;
+                match printer.json {
+                    true => writeln!(out, "{keys}")?,
+                    false => {
+                        let own = as_device::of_registry(&service, &printer.host_name, &target).await?;
+                        writeln!(out, "{own}")?;
+                    }
+                }
             }
             DeviceCommand::Import { file } => {
                 let outcome = transfer::import(&service, &file, self.json).await;
@@ -189,9 +232,14 @@ impl CreateArgs {
             identity.authentication.symmetric_key.primary_key = Some(key.clone());
             identity.authentication.symmetric_key.secondary_key = Some(key);
         }
-        if let Some(thumbprint) = self.thumbprint {
+        let mut thumbprints = self.thumbprint.into_iter();
+        if let Some(primary) = thumbprints.next() {
             identity.authentication.kind = AuthenticationKind::SelfSigned;
-            identity.authentication.x509_thumbprint.primary_thumbprint = Some(thumbprint);
+            identity.authentication.x509_thumbprint.primary_thumbprint = Some(primary);
+            identity.authentication.x509_thumbprint.secondary_thumbprint = thumbprints.next();
+        }
+        if self.authority {
+            identity.authentication.kind = AuthenticationKind::CertificateAuthority;
         }
         identity
     }
@@ -272,17 +320,31 @@ impl Printer {
 }
 
 pub(super) fn connection_string(host_name: &str, identity: &DeviceIdentity) -> ConnectionString {
-    let device = identity.device_id.as_str();
-    match &identity.authentication.symmetric_key.primary_key {
-        Some(key) if identity.authentication.kind == AuthenticationKind::Sas => {
-            ConnectionString::for_device(host_name, device, key)
-        }
-        _ => ConnectionString {
-            host_name: host_name.to_owned(),
-            device_id: Some(device.to_owned()),
-            x509: true,
-            ..ConnectionString::default()
-        },
+    own_connection_string(host_name, identity.device_id.as_str(), None, &identity.authentication)
+}
+
+pub(super) fn module_connection_string(host_name: &str, identity: &ModuleIdentity) -> ConnectionString {
+    let module = Some(identity.module_id.as_str());
+    own_connection_string(host_name, identity.device_id.as_str(), module, &identity.authentication)
+}
+
+fn own_connection_string(
+    host_name: &str,
+    device: &str,
+    module: Option<&str>,
+    authentication: &Authentication,
+) -> ConnectionString {
+    let key = match authentication.kind {
+        AuthenticationKind::Sas => authentication.symmetric_key.primary_key.clone(),
+        AuthenticationKind::SelfSigned | AuthenticationKind::CertificateAuthority | AuthenticationKind::None => None,
+    };
+    ConnectionString {
+        host_name: host_name.to_owned(),
+        device_id: Some(device.to_owned()),
+        module_id: module.map(str::to_owned),
+        x509: key.is_none(),
+        shared_access_key: key,
+        ..ConnectionString::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{self, explain};
+use super::connect::{self, Lasting};
 use super::endpoints::HubArgs;
 
 /// How soon a new event is shown.
@@ -44,7 +44,7 @@ pub struct EventsTailArgs {
 
 impl EventsArgs {
     /// # Errors
-    /// The hub cannot be found or reached, or refuses; the text has the contract's code.
+    /// The hub cannot be found or reached at first, or refuses. Later losses of the connection are waited out.
     pub fn run(self) -> anyhow::Result<()> {
         let EventsCommand::Tail(args) = self.command;
         connect::block_on(args.follow(self.hub))
@@ -53,22 +53,21 @@ impl EventsArgs {
 
 impl EventsTailArgs {
     async fn follow(self, hub: HubArgs) -> anyhow::Result<()> {
-        let target = hub.service()?;
-        let endpoint = connect::endpoint(&target.ca_file)?;
-        let service = connect::service(&endpoint, &target).await?;
+        let (mut hub, mut service) = Lasting::open(&hub).await?;
         let partitions = match self.partition {
             Some(partition) => partition..partition.saturating_add(1),
             None => 0..service.partition_count(),
         };
-        let ask = async |partition: u16, after: u64, limit: u64| {
-            let page = json!({ "partition": partition, "after": after, "limit": limit });
-            service.request("event.list", &page).await.map_err(explain)
-        };
+        let page =
+            |partition: u16, after: u64, limit: u64| json!({ "partition": partition, "after": after, "limit": limit });
         let mut positions = Vec::new();
         for partition in partitions {
             let after = match self.earliest {
                 true => 0,
-                false => number(&ask(partition, u64::MAX, 0).await?["last"]),
+                false => {
+                    let newest = page(partition, u64::MAX, 0);
+                    number(&hub.request(&mut service, "event.list", &newest).await?["last"])
+                }
             };
             positions.push((partition, after));
         }
@@ -77,7 +76,8 @@ impl EventsTailArgs {
         while left > 0 {
             let mut is_more = false;
             for (partition, after) in &mut positions {
-                let answer = ask(*partition, *after, left.min(256)).await?;
+                let next = page(*partition, *after, left.min(256));
+                let answer = hub.request(&mut service, "event.list", &next).await?;
                 for event in answer["events"].as_array().into_iter().flatten() {
                     *after = number(&event["sequenceNumber"]);
                     match self.json {
@@ -94,7 +94,7 @@ impl EventsTailArgs {
             }
         }
         service.close();
-        endpoint.wait_idle().await;
+        hub.endpoint.wait_idle().await;
         Ok(())
     }
 }

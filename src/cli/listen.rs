@@ -5,19 +5,16 @@ use std::io::{self, Write as _};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect;
-use super::device::device_id;
+use super::as_device::{CertificateArgs, connect_device};
+use super::connect::{self, Target};
 use super::endpoints::HubArgs;
-use super::send;
 use crate::client::device::Device;
 use crate::client::streams::{Command, MethodAnswer, Outcome};
-use crate::model::DeviceId;
 
 #[derive(Args, Clone, Debug)]
 pub struct ListenArgs {
-    /// Device id
-    #[arg(value_parser = device_id)]
-    pub device: DeviceId,
+    /// Device id, or DEVICE/MODULE
+    pub target: Target,
     /// What to do with each message
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Settlement::Complete)]
     pub commands: Settlement,
@@ -27,6 +24,8 @@ pub struct ListenArgs {
     /// End after so many messages, changes and calls
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+    #[command(flatten)]
+    pub certificate: CertificateArgs,
     #[command(flatten)]
     pub hub: HubArgs,
 }
@@ -59,7 +58,7 @@ impl ListenArgs {
     }
 
     async fn listen(self) -> anyhow::Result<()> {
-        let (device, endpoint) = send::connect_device(&self.hub, Some(&self.device)).await?;
+        let (device, endpoint) = connect_device(&self.hub, Some(&self.target), &self.certificate).await?;
         let (calls, mut called) = tokio::sync::mpsc::unbounded_channel();
         let status = self.status;
         let serving = tokio::spawn(device.methods(10).serve(move |call| {

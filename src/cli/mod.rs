@@ -3,6 +3,8 @@
 //! One file a subcommand: what it takes, and a `run` that does it. Answers go to standard output, all else to standard
 //! error; an error ends the process with 1.
 
+mod as_device;
+pub mod authority;
 pub mod c2d;
 pub mod config;
 mod connect;
@@ -11,11 +13,14 @@ pub mod device;
 pub mod endpoints;
 pub mod events;
 pub mod feedback;
+pub mod group;
 mod lines;
 pub mod listen;
 pub mod log;
 pub mod method;
 pub mod metrics;
+pub mod module;
+pub mod policy;
 mod running;
 pub mod send;
 pub mod serve;
@@ -27,6 +32,7 @@ pub mod twin;
 
 use clap::{Parser, Subcommand};
 
+pub use authority::AuthorityArgs;
 pub use c2d::C2dArgs;
 pub use config::ConfigArgs;
 pub use dev::DevArgs;
@@ -34,10 +40,13 @@ pub use device::DeviceArgs;
 pub use endpoints::{Endpoints, HubArgs};
 pub use events::EventsArgs;
 pub use feedback::FeedbackArgs;
+pub use group::GroupArgs;
 pub use listen::ListenArgs;
 pub use log::LogArgs;
 pub use method::MethodArgs;
 pub use metrics::MetricsArgs;
+pub use module::ModuleArgs;
+pub use policy::PolicyArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
 pub use tail::TailArgs;
@@ -60,8 +69,16 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check a configuration file, or print one with every key explained
     Config(ConfigArgs),
-    /// Create, list, show, enable, disable and delete devices
+    /// Create, list, show, enable, disable, import, export and delete devices, and rotate their keys
     Device(DeviceArgs),
+    /// Create, list, show and delete modules of devices
+    Module(ModuleArgs),
+    /// Create, list, show, change and delete shared access policies, and rotate their keys
+    Policy(PolicyArgs),
+    /// Register certificate authorities that vouch for devices
+    Authority(AuthorityArgs),
+    /// Create, list and delete consumer groups
+    Group(GroupArgs),
     /// Send messages as a device: one from the command line, or one for each line of standard input
     Send(SendArgs),
     /// Queue messages for devices, and remove queued ones
@@ -97,6 +114,10 @@ impl Cli {
             Command::Serve(args) => args.run(),
             Command::Config(args) => Ok(args.run(&mut std::io::stdout().lock())?),
             Command::Device(args) => args.run(),
+            Command::Module(args) => args.run(),
+            Command::Policy(args) => args.run(),
+            Command::Authority(args) => args.run(),
+            Command::Group(args) => args.run(),
             Command::Send(args) => args.run(),
             Command::C2d(args) => args.run(),
             Command::Listen(args) => args.run(),
@@ -165,6 +186,20 @@ mod tests {
             "forebay send --connection-string x --ca ca.pem --port 1 --lines",
             "forebay c2d send dev-1 on --message-id m-1 --ack full -p a=b --expiry 2030-01-01T00:00:00Z",
             "forebay c2d purge dev-1 --json",
+            "forebay c2d send dev-1/m on",
+            "forebay device create dev-1 --thumbprint 00112233445566778899aabbccddeeff00112233 --thumbprint 10112233445566778899aabbccddeeff00112233",
+            "forebay device create dev-1 --authority",
+            "forebay device rotate dev-1/m --key secondary",
+            "forebay module create dev-1/m",
+            "forebay module list dev-1",
+            "forebay policy list --json",
+            "forebay policy create report --rights RegistryRead,ServiceConnect",
+            "forebay policy rotate report --key primary --hub d",
+            "forebay authority create root ca.pem --verified",
+            "forebay authority prove root proof.pem",
+            "forebay group create cg3",
+            "forebay listen dev-1/m --certificate c.pem --certificate-key k.pem",
+            "forebay send dev-1 hello --certificate c.pem --certificate-key k.pem",
             "forebay tail",
             "forebay tail --partition 1 --from sequence:5 --json --count 3",
             "forebay events tail",
@@ -190,6 +225,12 @@ mod tests {
             "forebay device create dev-1 --thumbprint 0011",
             "forebay c2d send dev-1 on --ack full",
             "forebay c2d send dev-1 on --ack perhaps",
+            "forebay module create dev-1",
+            "forebay policy create report",
+            "forebay policy create report --rights Everything",
+            "forebay policy rotate report --key both",
+            "forebay device create dev-1 --authority --key AA==",
+            "forebay send dev-1 hello --certificate c.pem",
             "forebay send",
             "forebay send dev-1 hello --lines",
             "forebay send dev-1 --lines --message-id one",

@@ -17,20 +17,17 @@ use clap::Args;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::connect;
-use super::device::{connection_string, device_id};
-use super::endpoints::{EndpointsError, HubArgs, Target};
-use crate::client::ClientError;
-use crate::client::credential::Credential;
-use crate::client::device::{Device, DeviceOptions, Link, Receipt};
-use crate::client::endpoint::ClientEndpoint;
+use super::as_device::{CertificateArgs, connect_device};
+use super::connect::{self, Target};
+use super::endpoints::{EndpointsError, HubArgs};
+use crate::client::device::{Device, Link, Receipt};
 use crate::hub::connection_string::ConnectionString;
 use crate::model::{DeviceId, Message, SystemKey, limits};
 
 /// Each message is acknowledged when the hub has stored it; the command ends when all are.
 #[derive(Args, Clone, Debug)]
 pub struct SendArgs {
-    /// Device to send as; leave it out when --connection-string names one
+    /// Device to send as, or DEVICE/MODULE; leave it out when --connection-string names one
     #[arg(required_unless_present = "connection_string")]
     pub device: Option<String>,
     /// Body of the message
@@ -55,11 +52,11 @@ pub struct SendArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub certificate: CertificateArgs,
+    #[command(flatten)]
     pub hub: HubArgs,
 }
 
-/// Bytes of a device's messages that wait for their acknowledgement; more lines are not read before these are stored.
-const BUFFER_BYTES: u64 = 8 << 20;
 /// Lines travel from the reading thread in blocks of about this size, of which a few are under way.
 const BLOCK_BYTES: usize = 64 << 10;
 const BLOCKS_MAX: usize = 4;
@@ -83,7 +80,7 @@ impl SendArgs {
 
     async fn send(self) -> anyhow::Result<()> {
         let (device, body) = self.words()?;
-        let (device, endpoint) = connect_device(&self.hub, device.as_ref()).await?;
+        let (device, endpoint) = connect_device(&self.hub, device.as_ref(), &self.certificate).await?;
         let sender = Sender {
             template: self.template(),
             device_id: device.device_id().clone(),
@@ -110,7 +107,7 @@ impl SendArgs {
     }
 
     /// What the positional words mean: with a connection string that names the device, one word alone is the body.
-    fn words(&self) -> anyhow::Result<(Option<DeviceId>, Option<Vec<u8>>)> {
+    fn words(&self) -> anyhow::Result<(Option<Target>, Option<Vec<u8>>)> {
         let names_device = match &self.hub.connection_string {
             Some(text) => ConnectionString::parse(text)
                 .map_err(EndpointsError::ConnectionString)?
@@ -128,7 +125,7 @@ impl SendArgs {
         if device.is_none() && !names_device {
             bail!("which device? Name one, or give a --connection-string with DeviceId");
         }
-        let device = device.map(|device| device_id(device)).transpose();
+        let device = device.map(|device| device.parse()).transpose();
         Ok((
             device.map_err(anyhow::Error::msg)?,
             body.map(|body| body.as_bytes().to_vec()),
@@ -151,87 +148,6 @@ impl SendArgs {
         template.properties.clone_from(&self.properties);
         template
     }
-}
-
-/// The hub with the device's own connection string. A device that neither the connection string nor the hub's file
-/// has a key of is looked up in the hub's registry.
-async fn device_target(hub: &HubArgs, device: Option<&DeviceId>) -> anyhow::Result<(Target, ClientEndpoint)> {
-    let known = match device {
-        Some(device) => hub.device(device.as_str()),
-        None => hub.service(),
-    };
-    match known {
-        Ok(target) if target.connection_string.device_id.is_some() => {
-            let named = target.connection_string.device_id.as_deref();
-            if let (Some(device), Some(named)) = (device, named)
-                && device.as_str() != named
-            {
-                bail!("the connection string is of {named}, not of {device}");
-            }
-            let endpoint = connect::endpoint(&target.ca_file)?;
-            return Ok((target, endpoint));
-        }
-        Ok(_) | Err(EndpointsError::NoDevice { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let device = device.context("the connection string names no device")?;
-    let target = hub.service()?;
-    let endpoint = connect::endpoint(&target.ca_file)?;
-    let service = connect::service(&endpoint, &target).await?;
-    let identity = connect::get_device(&service, device).await?;
-    service.close();
-    let target = Target {
-        connection_string: connection_string(&target.connection_string.host_name, &identity),
-        ..target
-    };
-    Ok((target, endpoint))
-}
-
-/// Is the device until it is closed; waits for the first welcome.
-///
-/// # Errors
-/// The hub cannot be found or reached, or refuses the device.
-pub(super) async fn connect_device(
-    hub: &HubArgs,
-    device: Option<&DeviceId>,
-) -> anyhow::Result<(Device, ClientEndpoint)> {
-    let (target, endpoint) = device_target(hub, device).await?;
-    let options = device_options(&target)?;
-    let address = options.hub.clone();
-    let device = Device::start(endpoint.clone(), options)?;
-    match tokio::time::timeout(connect::CONNECT_TIMEOUT, device.connected()).await {
-        Ok(connected) => connected?,
-        Err(_) => {
-            return Err(match device.trouble() {
-                // Somebody answered, and said why not.
-                Some(trouble) => ClientError::Unreachable(trouble),
-                None => connect::no_answer(&address),
-            }
-            .into());
-        }
-    }
-    Ok((device, endpoint))
-}
-
-fn device_options(target: &Target) -> anyhow::Result<DeviceOptions> {
-    let connection_string = &target.connection_string;
-    let id = connection_string.device_id.as_deref().unwrap_or_default();
-    let credential = match (
-        &connection_string.shared_access_key,
-        &connection_string.shared_access_signature,
-    ) {
-        (Some(key), _) => Credential::Key(key.clone()),
-        (None, Some(token)) => Credential::Token(token.clone()),
-        (None, None) => bail!("{id} proves itself by a certificate; this command can only use keys"),
-    };
-    let mut options = DeviceOptions::new(
-        connect::address(target)?,
-        device_id(id).map_err(anyhow::Error::msg)?,
-        credential,
-    );
-    options.module_id = connection_string.module_id.clone().unwrap_or_default();
-    options.buffer.bytes_max = BUFFER_BYTES;
-    Ok(options)
 }
 
 /// How sending ended, if not by an error.
@@ -416,7 +332,7 @@ mod tests {
         check(&format!("forebay send d hello {policy}"), Some("d"), Some("hello"));
         for line in [
             "forebay send dev-1",
-            "forebay send a/b hello",
+            "forebay send a/b/c hello",
             &format!("forebay send {device}"),
             &format!("forebay send hello {policy}"),
             &format!("forebay send --lines {policy}"),

@@ -11,18 +11,16 @@ use std::convert::Infallible;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::connect::{self, explain};
+use super::connect::{self, Lasting};
 use super::endpoints::HubArgs;
 use super::lines::Lines;
 use crate::client::ClientError;
-use crate::client::backoff::{Backoff, BackoffConfig, Jitter};
 use crate::client::service::{Service, Subscription};
 use crate::model::{ConsumerGroup, PartitionId, SequenceNumber, UtcMillis};
 
@@ -86,14 +84,6 @@ fn group(text: &str) -> Result<ConsumerGroup, String> {
 const CREDIT_BYTES: u64 = 1 << 20;
 /// Blocks of lines that wait for the output, all partitions together.
 const BLOCKS_MAX: usize = 4;
-/// A hub that restarts is back within moments: looking often costs nothing here.
-const BACKOFF: BackoffConfig = BackoffConfig {
-    wait_min: Duration::from_millis(100),
-    wait_max: Duration::from_secs(5),
-    stable_after: Duration::from_secs(10),
-    retry_after_max: Duration::from_secs(5),
-};
-
 impl TailArgs {
     /// # Errors
     /// The hub cannot be found or reached at first, or refuses. Later losses of the connection are waited out.
@@ -115,27 +105,11 @@ impl TailArgs {
 
     /// Follows all partitions over as many connections as it takes.
     async fn follow_hub(&self, blocks: &Blocks) -> anyhow::Result<()> {
-        let mut target = self.hub.service()?;
-        let endpoint = connect::endpoint(&target.ca_file)?;
-        let mut service = connect::service(&endpoint, &target).await?;
+        let (mut hub, mut service) = Lasting::open(&self.hub).await?;
         let mut readers = self.readers(service.partition_count())?;
-        let mut backoff = Backoff::new(BACKOFF);
-        let mut jitter = Jitter::new(u64::from(std::process::id()));
         loop {
-            backoff.handle_connected(Instant::now());
             let error = follow_partitions(Arc::new(service), &mut readers, blocks).await;
-            eprintln!("forebay: {}", still_there(error)?);
-            service = loop {
-                let wait = backoff.handle_failure(Instant::now(), None, || jitter.draw());
-                tokio::time::sleep(wait).await;
-                // A hub on free ports has others after its restart.
-                target = self.hub.service().unwrap_or(target);
-                match connect::service(&endpoint, &target).await {
-                    Ok(service) => break service,
-                    Err(error) => drop(still_there(error)?),
-                }
-            };
-            eprintln!("forebay: connected again");
+            service = hub.again(error).await?;
         }
     }
 
@@ -169,15 +143,6 @@ impl TailArgs {
             next,
         };
         Ok(partitions.map(reader).collect())
-    }
-}
-
-/// The error again if trying later can help; else it ends the command.
-fn still_there(error: ClientError) -> anyhow::Result<ClientError> {
-    if error.is_transient() {
-        Ok(error)
-    } else {
-        Err(explain(error))
     }
 }
 

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 
+use super::as_device;
 use super::connect::{self, Target};
 use super::endpoints::HubArgs;
 use crate::hub::sas;
@@ -52,21 +53,19 @@ impl TokenArgs {
                     .context("the connection string has no key")?;
                 (host.clone(), key, owner.shared_access_key_name.clone())
             }
-            Some(device) => {
-                anyhow::ensure!(
-                    device.module.is_none(),
-                    "a module's key is not to be had here: name its device"
-                );
-                let mut identity = None;
+            Some(target) => {
+                let mut own = None;
                 connect::with_service(&self.hub, async |service| {
-                    identity = Some(connect::get_device(service, &device.device).await?);
+                    own = Some(as_device::of_registry(service, host, target).await?);
                     Ok(())
                 })?;
-                let keys = identity.context("the hub did not answer")?.authentication.symmetric_key;
-                let key = keys
-                    .primary_key
-                    .context("the device has no key: it proves itself by certificate")?;
-                (format!("{host}/devices/{}", device.device.as_str()), key, None)
+                let key = own.and_then(|own| own.shared_access_key);
+                let key = key.context("it has no key: it proves itself by certificate")?;
+                let mut resource = format!("{host}/devices/{}", target.device);
+                if let Some(module) = &target.module {
+                    resource = format!("{resource}/modules/{module}");
+                }
+                (resource, key, None)
             }
         };
         let key = STANDARD.decode(key).context("the key is not base64")?;

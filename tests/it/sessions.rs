@@ -241,7 +241,6 @@ async fn certificates_and_modules_let_in_whom_they_name() {
     .await;
     site.create_device("carrier").await;
 
-    // No door registers modules and authorities yet: written into the stopped hub's store.
     hub.sigterm();
     let (known, unknown, unverified) = (authority("known"), authority("unknown"), authority("unverified"));
     let rooms = Rooms::open(&hub.data());
