@@ -365,7 +365,9 @@ fn named_series(text: &str) -> Vec<&str> {
         }
         let name = &text[at..at + text[at..].find(|c| !is_name(c)).unwrap_or(text.len() - at)];
         let next = text[at + name.len()..].chars().next();
-        if !name.ends_with('_') && !matches!(next, Some('*' | '<' | '/' | '.' | '-' | '=')) {
+        // `level:forebay_x:operation` is a recorded series.
+        let is_recorded = text[..at].ends_with(':') && next == Some(':');
+        if !is_recorded && !name.ends_with('_') && !matches!(next, Some('*' | '<' | '/' | '.' | '-' | '=')) {
             names.push(name);
         }
     }
@@ -384,7 +386,8 @@ fn exists(name: &str) -> bool {
 
 #[test]
 fn series_are_told_from_other_names() {
-    let text = "rate(forebay_sync_seconds_bucket[5m]) forebay_<noun> my_forebay_x target/forebay_y `forebay_fds_open`";
+    let text = "rate(forebay_sync_seconds_bucket[5m]) forebay_<noun> my_forebay_x target/forebay_y `forebay_fds_open` \
+                instance:forebay_z:rate2m";
     assert_eq!(named_series(text), ["forebay_sync_seconds_bucket", "forebay_fds_open"]);
     assert!(exists("forebay_sync_seconds_bucket") && !exists("forebay_fds_open") && !exists("forebay_sessions_count"));
 }
@@ -401,4 +404,105 @@ fn dashboards_alerts_and_readme_name_only_series_that_exist() {
             assert!(exists(name), "{} names {name}, which is no series", file.display());
         }
     }
+}
+
+/// Every alert of the rules: its name and its lines.
+fn alerts() -> Vec<(String, String)> {
+    let rules = fs::read_to_string(root().join("deploy/monitoring/rules.yml")).expect("there are rules");
+    let blocks = rules.split("\n      - ").skip(1);
+    let alerts = blocks.filter_map(|block| {
+        let name = block.strip_prefix("alert: ")?.lines().next()?;
+        Some((name.to_owned(), format!("{block}\n")))
+    });
+    alerts.collect()
+}
+
+#[test]
+fn every_alert_has_its_texts_its_runbook_and_its_test() {
+    let tests = fs::read_to_string(root().join("deploy/monitoring/rules_test.yml")).expect("the rules are tested");
+    let alerts = alerts();
+    assert!(alerts.len() > 20, "the alerts were found");
+    for (name, block) in &alerts {
+        for part in ["severity: ", "summary: ", "description: "] {
+            assert!(block.contains(part), "{name} has no {part}");
+        }
+        let severities = ["critical", "warning", "info"].map(|severity| format!("severity: {severity}\n"));
+        assert!(severities.iter().any(|severity| block.contains(severity)), "{name}");
+        assert!(
+            block.contains(&format!("runbook_url: deploy/runbooks/{name}.md\n")),
+            "{name} names another page than its own"
+        );
+        // It is seen to fire: expected alerts follow its name.
+        let fires = tests.split("alertname: ").skip(1).any(|test| {
+            let mut lines = test.lines();
+            lines.next() == Some(name) && lines.next().is_some_and(|line| line.trim() == "exp_alerts:")
+        });
+        assert!(fires, "{name} is not tested to fire");
+    }
+}
+
+#[test]
+fn every_runbook_page_has_its_alert_and_all_parts() {
+    let alerts = alerts();
+    let mut files = Vec::new();
+    walk(&root().join("deploy/runbooks"), &mut files);
+    assert_eq!(files.len(), alerts.len(), "a page for each alert");
+    for file in files {
+        let name = file
+            .file_stem()
+            .expect("a file has a name")
+            .to_string_lossy()
+            .into_owned();
+        assert!(alerts.iter().any(|(alert, _)| *alert == name), "{name} is no alert");
+        let text = fs::read_to_string(&file).expect("pages are UTF-8");
+        assert!(text.starts_with(&format!("# {name}\n\n")), "{name}");
+        let mut at = 0;
+        for part in [
+            "What it means",
+            "What users feel",
+            "How to look",
+            "How to mend",
+            "Try it",
+        ] {
+            let heading = format!("\n## {part}\n\n");
+            let found = text[at..].find(&heading);
+            at += found.unwrap_or_else(|| panic!("{name} lacks `{part}`, or has it in another place"));
+        }
+        // Pages send on to others; those are there.
+        for word in text.split(|c: char| !c.is_alphanumeric()) {
+            let is_alert = word.len() > "Forebay".len() && word.starts_with("Forebay");
+            assert!(
+                !is_alert || alerts.iter().any(|(alert, _)| alert == word),
+                "{name}: {word}"
+            );
+        }
+        for key in text.split('`').skip(1).step_by(2) {
+            let keys = forebay::config::keys::keys();
+            let section = key.split_once('.').map(|(section, _)| section);
+            let is_key = keys.iter().any(|known| Some(known.section) == section);
+            let exists = keys
+                .iter()
+                .any(|known| known.dotted() == key.split(' ').next().unwrap_or_default());
+            assert!(!is_key || exists, "{name} names the key {key}");
+        }
+    }
+}
+
+#[test]
+fn the_operators_rules_are_the_rules() {
+    let read = |name: &str| fs::read_to_string(root().join("deploy/monitoring").join(name)).expect("there are rules");
+    let (plain, wrapped) = (read("rules.yml"), read("prometheusrule.yaml"));
+    let plain = &plain[plain.find("groups:\n").expect("rules have groups")..];
+    let (_, spec) = wrapped.split_once("\nspec:\n").expect("the object has a spec");
+    let indented = |line: &str| {
+        if line.is_empty() {
+            String::new()
+        } else {
+            format!("  {line}")
+        }
+    };
+    assert!(
+        plain.lines().map(indented).eq(spec.lines().map(str::to_owned)),
+        "prometheusrule.yaml differs from rules.yml"
+    );
 }

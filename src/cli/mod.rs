@@ -21,6 +21,7 @@ pub mod method;
 pub mod metrics;
 pub mod module;
 pub mod policy;
+pub mod runbook;
 mod running;
 pub mod send;
 pub mod serve;
@@ -47,6 +48,7 @@ pub use method::MethodArgs;
 pub use metrics::MetricsArgs;
 pub use module::ModuleArgs;
 pub use policy::PolicyArgs;
+pub use runbook::RunbookArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
 pub use tail::TailArgs;
@@ -101,6 +103,8 @@ pub enum Command {
     Log(LogArgs),
     /// Print what each metric means and what to do when it moves
     Metrics(MetricsArgs),
+    /// Print what to do when an alert fires, or list the alerts
+    Runbook(RunbookArgs),
 }
 
 impl Cli {
@@ -129,6 +133,7 @@ impl Cli {
             Command::Events(args) => args.run(),
             Command::Log(args) => args.run(),
             Command::Metrics(args) => args.run(&mut std::io::stdout().lock()),
+            Command::Runbook(args) => args.run(&mut std::io::stdout().lock()),
         }
     }
 }
@@ -174,6 +179,8 @@ mod tests {
             "forebay config default",
             "forebay metrics",
             "forebay metrics sync",
+            "forebay runbook",
+            "forebay runbook ForebayDown",
             "forebay device create dev-1",
             "forebay device create dev-1 --key AAECAwQFBgcICQoLDA0ODw== --disabled",
             "forebay device create dev-1 --thumbprint 00112233445566778899aabbccddeeff00112233",

@@ -20,9 +20,9 @@ use crate::model::{ConsumerGroup, PartitionId};
 use crate::wire::close::CloseCode;
 
 /// Upper ends of the exported latency buckets, in microseconds. The cells behind them are finer.
-const BOUNDS_MICROS: [u64; 18] = [
-    10, 25, 50, 100, 250, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 1_000_000,
-    10_000_000,
+const BOUNDS_MICROS: [u64; 21] = [
+    10, 25, 50, 100, 250, 500, 750, 1_000, 1_500, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
 
 impl Metrics {
