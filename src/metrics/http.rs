@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, web};
@@ -18,6 +18,8 @@ const CONNECTIONS_MAX: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Scrapers may close what is open; a stop does not wait for them longer than this.
 const SHUTDOWN_SECONDS: u64 = 1;
+/// A thread that has not turned for so long never will: only a restart helps. Far beyond what a busy one takes.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// Where the process stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,6 +39,9 @@ struct State {
     state: Phase,
     /// Part to what is wrong with it.
     reasons: BTreeMap<String, String>,
+    /// Thread to when it last turned.
+    #[serde(skip)]
+    beats: BTreeMap<usize, Instant>,
 }
 
 impl Default for Readiness {
@@ -44,6 +49,7 @@ impl Default for Readiness {
         Self(Mutex::new(State {
             state: Phase::Starting,
             reasons: BTreeMap::new(),
+            beats: BTreeMap::new(),
         }))
     }
 }
@@ -61,6 +67,23 @@ impl Readiness {
     /// `part` serves again.
     pub fn unblock(&self, part: &str) {
         self.lock().reasons.remove(part);
+    }
+
+    /// A thread turns; from the first time on it must go on to say so.
+    pub fn beat(&self, thread: usize, now: Instant) {
+        self.lock().beats.insert(thread, now);
+    }
+
+    /// The thread that has not turned for longest, and for how long, if that is beyond what overload explains.
+    fn stuck(&self, now: Instant) -> Option<(usize, Duration)> {
+        let state = self.lock();
+        let silent = state
+            .beats
+            .iter()
+            .map(|(thread, last)| (*thread, now.saturating_duration_since(*last)));
+        silent
+            .max_by_key(|(_, silence)| *silence)
+            .filter(|(_, silence)| *silence > STUCK_AFTER)
     }
 
     pub fn is_ready(&self) -> bool {
@@ -114,11 +137,16 @@ async fn metrics(state: web::Data<OpsState>) -> HttpResponse {
         .body(state.metrics.render())
 }
 
-/// The process answers: it is alive. Whether it should get traffic is `/readyz`.
-async fn healthz() -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type("text/plain; charset=utf-8")
-        .body("ok\n")
+/// The process answers and its threads turn: it is alive. Whether it should get traffic is `/readyz`.
+async fn healthz(state: web::Data<OpsState>) -> HttpResponse {
+    let (mut answer, text) = match state.readiness.stuck(Instant::now()) {
+        None => (HttpResponse::Ok(), "ok\n".to_owned()),
+        Some((thread, silence)) => (
+            HttpResponse::ServiceUnavailable(),
+            format!("thread {thread} has not turned for {} s\n", silence.as_secs()),
+        ),
+    };
+    answer.content_type("text/plain; charset=utf-8").body(text)
 }
 
 async fn readyz(state: web::Data<OpsState>) -> HttpResponse {
@@ -178,6 +206,17 @@ mod tests {
         assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("durability=\"os\"") && metrics.contains("forebay_messages_accepted_total 0"));
+        assert!(get(address, "/healthz").ends_with("ok\n"));
+        readiness.beat(0, Instant::now());
+        readiness.beat(1, Instant::now());
+        assert!(get(address, "/healthz").starts_with("HTTP/1.1 200"));
+        let long_ago = Instant::now().checked_sub(STUCK_AFTER + Duration::from_secs(11));
+        let long_ago = long_ago.expect("the machine has run for longer than a minute");
+        readiness.beat(1, long_ago);
+        let stuck = get(address, "/healthz");
+        assert!(stuck.starts_with("HTTP/1.1 503"), "{stuck}");
+        assert!(stuck.ends_with("thread 1 has not turned for 41 s\n"), "{stuck}");
+        readiness.beat(1, Instant::now());
         assert!(get(address, "/healthz").ends_with("ok\n"));
         assert!(get(address, "/openapi.json").ends_with("{\"openapi\":\"3.1.0\"}"));
         assert!(get(address, "/other").starts_with("HTTP/1.1 404"));

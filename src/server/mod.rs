@@ -69,6 +69,7 @@ use tls::DoorTls;
 
 /// How often the figures that nobody pushes (sizes, positions, depths) are taken.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Requests are short: what has not ended by then is not going to.
 const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
 /// A client that takes nothing for this long is gone, or might as well be: every SDK reads its socket all the time.
@@ -315,6 +316,9 @@ impl Server {
         let partitions = owned.iter().map(|(_, partition, _)| partition.clone()).collect();
         let router = Arc::new(Router::new(inboxes, partitions));
         let arbiters: Vec<Arbiter> = (0..settings.shards).map(|_| Arbiter::new()).collect();
+        for (thread, arbiter) in arbiters.iter().enumerate() {
+            arbiter.spawn(beat(readiness.clone(), thread));
+        }
         let bell = Arc::new(Bell::default());
         let actors = start_shards(
             &arbiters, &router, owned, &persisted, &presence, &settings, &metrics, &bell, &clock,
@@ -766,6 +770,14 @@ fn write_secret(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(bytes)
+}
+
+/// Says that this thread turns, for `/healthz`: whatever blocks a shard's thread for good also ends this.
+async fn beat(readiness: Arc<Readiness>, thread: usize) {
+    loop {
+        readiness.beat(thread, Instant::now());
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
 }
 
 /// Takes the figures that nobody pushes.
