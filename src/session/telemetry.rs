@@ -32,7 +32,7 @@ pub struct Telemetry {
     clock: Arc<dyn Clock>,
     inflight_bytes_max: u64,
     /// Under which throttles the session stands.
-    pace: Option<Pace>,
+    pace: Pace,
     /// The next batch, if it waits for them.
     paced: Option<Paced>,
     /// The next batch, its price, and since when it waits for the budget.
@@ -150,12 +150,9 @@ impl Telemetry {
 
     /// The batch and since when it is here, if it may go on.
     fn pass(&mut self, mut paced: Paced, now: Instant) -> Option<(Batch, Instant)> {
-        let Some(pace) = &mut self.pace else {
-            return Some((paced.batch, paced.received));
-        };
         if paced.until <= now {
             let (messages, bytes) = (u64::from(paced.batch.count), paced.batch.payload.len() as u64);
-            let (gate, until) = pace.pass(paced.gate, messages, bytes, now, self.clock.now());
+            let (gate, until) = self.pace.pass(paced.gate, messages, bytes, now, self.clock.now());
             let Some(until) = until else {
                 return Some((paced.batch, paced.received));
             };

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const NANOS: u128 = 1_000_000_000;
 
 /// How much of something may be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// 0: as much as one likes.
     pub per_second: u32,
@@ -98,6 +98,25 @@ impl SharedBucket {
         self.rate
     }
 
+    /// This bucket at another rate, from `now` on: what was used above what came stays used.
+    pub fn with_rate(&self, rate: Rate, now: u64) -> Self {
+        let spent = self.spent.load(Ordering::Relaxed);
+        let spent = if rate == self.rate {
+            spent
+        } else {
+            let owed = if self.rate.is_none() {
+                0
+            } else {
+                spent.saturating_sub(self.rate.come(now))
+            };
+            rate.come(now).saturating_add(owed)
+        };
+        Self {
+            rate,
+            spent: AtomicU64::new(spent),
+        }
+    }
+
     /// Takes units that may be used no later than `until`; when they may be.
     ///
     /// # Errors
@@ -167,6 +186,30 @@ mod tests {
             }
             let total: u64 = grants.iter().map(|(_, units)| units).sum();
             prop_assert!(total <= u64::from(burst) + rate.come(last));
+        }
+
+        /// Whatever the rates: a burst at once at most, then the new rate, and never a wait for what the old one owed in
+        /// its own units.
+        #[test]
+        fn a_changed_rate_holds_from_then_on(
+            (old_rate, old_burst) in (0u32..100_000, 1u32..1_000),
+            (new_rate, new_burst) in (1u32..100_000, 1u32..1_000),
+            (used, days) in (0u64..2_000, 0u64..1_000),
+        ) {
+            let (old, new) = (
+                Rate { per_second: old_rate, burst: old_burst },
+                Rate { per_second: new_rate, burst: new_burst },
+            );
+            let now = days * 86_400 * SECOND;
+            let bucket = SharedBucket::new(old);
+            let _ = bucket.take(used, now, u64::MAX);
+            let bucket = bucket.with_rate(new, now);
+            let owed = if old.is_none() { 0 } else { used };
+            let units = u64::from(new_burst) + 1;
+            let at = bucket.take(units, now, u64::MAX).unwrap();
+            let wait_max = (u128::from(owed + 2) * NANOS).div_ceil(u128::from(new_rate)) as u64;
+            prop_assert!(at - now <= wait_max, "{} ns, {wait_max} at most", at - now);
+            prop_assert!(at > now, "one more than the burst");
         }
 
         /// One owner's bucket and the shared one say the same.

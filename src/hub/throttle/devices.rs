@@ -15,7 +15,7 @@ const BUCKETS_MAX: usize = 8 * 1024;
 const SWEEP_NANOS: u64 = 100_000_000;
 
 /// What one device may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceRates {
     pub messages: Rate,
     pub bytes: Rate,
@@ -30,6 +30,8 @@ impl DeviceRates {
 /// What one device has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceBuckets {
+    /// What the buckets count by.
+    rates: DeviceRates,
     messages: Bucket,
     bytes: Bucket,
 }
@@ -37,6 +39,13 @@ pub struct DeviceBuckets {
 impl DeviceBuckets {
     /// Takes both; when they may be used.
     pub fn take(&mut self, rates: &DeviceRates, messages: u64, bytes: u64, now: u64) -> u64 {
+        // Units that were spent at another rate mean nothing at this one.
+        if self.rates != *rates {
+            *self = Self {
+                rates: *rates,
+                ..Self::default()
+            };
+        }
         let messages = self.messages.take(rates.messages, messages, now);
         let bytes = self.bytes.take(rates.bytes, bytes, now);
         messages.max(bytes)
@@ -44,7 +53,7 @@ impl DeviceBuckets {
 
     fn is_full(&self, rates: &DeviceRates, now: u64) -> bool {
         let is_full = |rate: Rate, bucket: Bucket| rate.is_none() || bucket.is_full(rate, now);
-        is_full(rates.messages, self.messages) && is_full(rates.bytes, self.bytes)
+        self.rates != *rates || (is_full(rates.messages, self.messages) && is_full(rates.bytes, self.bytes))
     }
 }
 
@@ -132,6 +141,23 @@ mod tests {
         assert_eq!(take(&devices, "a", 1, 10, 0), SECOND);
         assert_eq!(take(&devices, "b", 1, 3000, 0), 2 * SECOND);
         assert_eq!(take(&devices, "c", 2, 0, 0), 0);
+    }
+
+    #[test]
+    fn another_rate_begins_anew() {
+        let mut buckets = DeviceBuckets::default();
+        let year = 365 * 86_400 * SECOND;
+        let fast = DeviceRates {
+            messages: Rate {
+                per_second: 1_000_000,
+                burst: 10,
+            },
+            bytes: Rate::NONE,
+        };
+        assert_eq!(buckets.take(&fast, 10, 0, year), year);
+        assert_eq!(buckets.take(&RATES, 2, 10, year), year, "a full burst of the new rate");
+        assert_eq!(buckets.take(&RATES, 1, 10, year), year + SECOND);
+        assert!(!buckets.is_full(&RATES, year) && buckets.is_full(&fast, year));
     }
 
     #[test]

@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
 pub use bucket::Rate;
 use bucket::SharedBucket;
 pub use devices::DeviceRates;
@@ -185,12 +187,26 @@ impl Throttled {
     }
 }
 
+/// What is allowed for the time being, and what was used of it.
+struct Allowed {
+    config: Config,
+    hub: [SharedBucket; Class::ALL.len()],
+}
+
+impl Allowed {
+    fn new(config: Config) -> Self {
+        Self {
+            hub: config.hub.map(SharedBucket::new),
+            config,
+        }
+    }
+}
+
 /// The throttles of one hub.
 pub struct Throttles {
-    config: Config,
+    allowed: ArcSwap<Allowed>,
     /// Where the buckets' time begins.
     origin: Instant,
-    hub: [SharedBucket; Class::ALL.len()],
     devices: Devices,
     quota: Quota,
     waiting: AtomicUsize,
@@ -209,14 +225,32 @@ impl Throttles {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, StateError> {
         Ok(Self {
-            hub: config.hub.map(SharedBucket::new),
             devices: Devices::new(),
             quota: Quota::open(state, config.daily_messages_max)?,
             waiting: AtomicUsize::new(0),
-            config,
+            allowed: ArcSwap::from_pointee(Allowed::new(config)),
             origin,
             observer,
         })
+    }
+
+    /// What is allowed now.
+    pub fn config(&self) -> Config {
+        self.allowed.load().config.clone()
+    }
+
+    /// Allows something else from now on, also to sessions that are open. What was used of a rate of the whole hub above
+    /// what came is still owed under its new rate; a device whose rates change begins with a full burst. Turns that were
+    /// granted stay, and so does the day's count.
+    pub fn set(&self, config: Config, now: Instant) {
+        let at = self.nanos(now);
+        let mut new = Allowed::new(config);
+        let old = self.allowed.load();
+        for (new, old) in new.hub.iter_mut().zip(&old.hub) {
+            *new = old.with_rate(new.rate(), at);
+        }
+        self.quota.set_messages_max(new.config.daily_messages_max);
+        self.allowed.store(Arc::new(new));
     }
 
     /// Asks for units of a class on behalf of a request.
@@ -253,7 +287,8 @@ impl Throttles {
     ) -> Result<Turn<'_>, Throttled> {
         let asked = self.ask(now);
         let class = Class::D2cMessages;
-        let rates = &self.config.device;
+        let allowed = self.allowed.load();
+        let rates = &allowed.config.device;
         let granted = if rates.is_none() {
             self.take(class, messages, &asked)
                 .map(|granted| (Limit::Hub(class), granted))
@@ -274,15 +309,12 @@ impl Throttles {
         Ok(turn)
     }
 
-    /// The pace of one session's telemetry; `None` if nothing holds it back.
-    pub fn pace(self: &Arc<Self>) -> Option<Pace> {
-        let is_free = self.config.device.is_none()
-            && self.quota.is_none()
-            && self.hub[Class::D2cMessages as usize].rate().is_none();
-        (!is_free).then(|| Pace {
+    /// The pace of one session's telemetry.
+    pub fn pace(self: &Arc<Self>) -> Pace {
+        Pace {
             throttles: self.clone(),
             device: DeviceBuckets::default(),
-        })
+        }
     }
 
     /// Writes the day's count down. `done` is called only if there is something to write.
@@ -298,7 +330,7 @@ impl Throttles {
     fn ask(&self, now: Instant) -> Asked<'_> {
         let at = self.nanos(now);
         // Taken before it is known whether there is need of it: units that nobody could wait for must not be taken.
-        let has_room = self.waiting.fetch_add(1, Ordering::Relaxed) < self.config.waiters_max;
+        let has_room = self.waiting.fetch_add(1, Ordering::Relaxed) < self.allowed.load().config.waiters_max;
         let place = Place(&self.waiting);
         let until = if has_room { self.last(at) } else { at };
         Asked { at, until, place }
@@ -306,11 +338,12 @@ impl Throttles {
 
     /// How long the patience of a request that comes at `at` lasts.
     fn last(&self, at: u64) -> u64 {
-        at.saturating_add(u64::try_from(self.config.wait_max.as_nanos()).unwrap_or(u64::MAX))
+        let wait_max = self.allowed.load().config.wait_max;
+        at.saturating_add(u64::try_from(wait_max.as_nanos()).unwrap_or(u64::MAX))
     }
 
     fn take(&self, class: Class, units: u64, asked: &Asked<'_>) -> Result<u64, (Limit, u64)> {
-        let taken = self.hub[class as usize].take(units, asked.at, asked.until);
+        let taken = self.allowed.load().hub[class as usize].take(units, asked.at, asked.until);
         taken.map_err(|granted| (Limit::Hub(class), granted))
     }
 
@@ -401,11 +434,12 @@ impl Pace {
     ) -> (Gate, Option<Instant>) {
         let throttles = &*self.throttles;
         let at = throttles.nanos(now);
+        let allowed = throttles.allowed.load();
         loop {
             let (limit, granted) = match gate {
                 Gate::Device => {
                     gate = Gate::Quota;
-                    let rates = &throttles.config.device;
+                    let rates = &allowed.config.device;
                     (Limit::Device, self.device.take(rates, messages, bytes, at))
                 }
                 Gate::Quota if throttles.quota.take(messages, today) => {
@@ -420,7 +454,7 @@ impl Pace {
                 }
                 Gate::Hub => {
                     gate = Gate::Open;
-                    let bucket = &throttles.hub[Class::D2cMessages as usize];
+                    let bucket = &allowed.hub[Class::D2cMessages as usize];
                     let granted = bucket.take(messages, at, u64::MAX).unwrap_or(u64::MAX);
                     (Limit::Hub(Class::D2cMessages), granted)
                 }

@@ -52,7 +52,7 @@ impl Counted {
 pub(super) struct Quota {
     state: Arc<dyn State>,
     /// 0: none.
-    messages_max: u64,
+    messages_max: AtomicU64,
     counted: AtomicU64,
     stored: AtomicU64,
 }
@@ -67,23 +67,25 @@ impl Quota {
         };
         Ok(Self {
             state,
-            messages_max: messages_max.min(COUNT_MAX),
+            messages_max: AtomicU64::new(messages_max.min(COUNT_MAX)),
             counted: AtomicU64::new(stored),
             stored: AtomicU64::new(stored),
         })
     }
 
-    pub fn is_none(&self) -> bool {
-        self.messages_max == 0
+    /// 0: none. The day's count goes on; of a part of the day without a maximum nothing was counted.
+    pub fn set_messages_max(&self, messages_max: u64) {
+        self.messages_max.store(messages_max.min(COUNT_MAX), Ordering::Relaxed);
     }
 
     /// Counts messages, if the day has room for them.
     pub fn take(&self, messages: u64, now: UtcMillis) -> bool {
-        if self.is_none() {
+        let messages_max = self.messages_max.load(Ordering::Relaxed);
+        if messages_max == 0 {
             return true;
         }
         let day = day(now);
-        let more = |word| Some(Counted::unpack(word).with(messages, day, self.messages_max)?.pack());
+        let more = |word| Some(Counted::unpack(word).with(messages, day, messages_max)?.pack());
         self.counted
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .is_ok()
@@ -141,6 +143,19 @@ mod tests {
         let again = Quota::open(state, 10).unwrap();
         assert!(!again.take(5, now));
         assert!(again.take(4, now));
+    }
+
+    #[test]
+    fn another_maximum_counts_on() {
+        let quota = Quota::open(Arc::new(MemoryState::default()), 10).unwrap();
+        let now = UtcMillis(MIDNIGHT);
+        assert!(quota.take(6, now));
+        quota.set_messages_max(5);
+        assert!(!quota.take(1, now));
+        quota.set_messages_max(7);
+        assert!(quota.take(1, now) && !quota.take(1, now));
+        quota.set_messages_max(0);
+        assert!(quota.take(u64::MAX, now));
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn the_day_is_full_for_requests_and_sessions_alike() {
     config.daily_messages_max = 3;
     let (throttles, now, heard) = open(config);
     let noon = UtcMillis(12 * 3_600_000);
-    let mut pace = throttles.pace().unwrap();
+    let mut pace = throttles.pace();
     assert_eq!(pace.pass(Gate::Device, 2, 0, now, noon), (Gate::Open, None));
     assert!(throttles.admit_command(now, noon).is_ok());
     let refused = throttles.admit_telemetry(&device("d"), 1, 0, now, noon).err().unwrap();
@@ -196,7 +196,7 @@ fn a_session_passes_its_gates_in_turn_and_is_never_refused() {
     config.device.messages = rate(1, 10);
     config.hub[Class::D2cMessages as usize] = rate(10, 10);
     let (throttles, now, _) = open(config);
-    let (mut noisy, mut quiet) = (throttles.pace().unwrap(), throttles.pace().unwrap());
+    let (mut noisy, mut quiet) = (throttles.pace(), throttles.pace());
     assert_eq!(
         noisy.pass(Gate::Device, 1000, 0, now, TODAY),
         (Gate::Quota, Some(now + seconds(990)))
@@ -218,6 +218,38 @@ fn a_session_passes_its_gates_in_turn_and_is_never_refused() {
 }
 
 #[test]
-fn without_throttles_a_session_has_no_pace() {
-    assert!(open(config()).0.pace().is_none());
+fn without_throttles_nothing_holds_a_session() {
+    let (throttles, now, _) = open(config());
+    let mut pace = throttles.pace();
+    assert_eq!(
+        pace.pass(Gate::Device, u64::MAX, u64::MAX, now, TODAY),
+        (Gate::Open, None)
+    );
+}
+
+#[test]
+fn what_is_allowed_may_change_under_open_sessions() {
+    let (throttles, start, _) = open(config());
+    let mut pace = throttles.pace();
+    assert_eq!(pace.pass(Gate::Device, 1_000, 0, start, TODAY), (Gate::Open, None));
+    let now = start + seconds(1_000);
+    let mut slower = config();
+    slower.device.messages = rate(10, 10);
+    slower.hub[Class::Queries as usize] = rate(1, 1);
+    slower.waiters_max = 0;
+    slower.daily_messages_max = 100;
+    throttles.set(slower.clone(), now);
+    assert_eq!(format!("{:?}", throttles.config()), format!("{slower:?}"));
+    assert_eq!(
+        pace.pass(Gate::Device, 30, 0, now, TODAY),
+        (Gate::Quota, Some(now + seconds(2)))
+    );
+    assert!(throttles.admit(Class::Queries, 1, now).is_ok());
+    let refused = throttles.admit(Class::Queries, 1, now).err().unwrap();
+    assert_eq!(refused.code(), ErrorCode::THROTTLE_BACKLOG);
+    assert!(throttles.admit_telemetry(&device("d"), 101, 0, now, TODAY).is_err());
+    // Lifted again: what was spent of a rate is not waited for.
+    throttles.set(config(), now);
+    assert_eq!(pace.pass(Gate::Device, 1_000, 0, now, TODAY), (Gate::Open, None));
+    assert!(throttles.admit(Class::Queries, 1_000, now).is_ok());
 }
