@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use anyhow::Context as _;
 use clap::Args;
+use forebay::server::certificate::Certificate;
 use forebay::server::tls::{https_config, load_identity};
 
 #[derive(Clone, Debug, Args)]
@@ -26,7 +27,7 @@ impl BareArgs {
     /// # Errors
     /// The certificate cannot be used or no port is to be had.
     pub fn serve(&self) -> anyhow::Result<()> {
-        let tls = https_config(load_identity(&self.certificate, &self.key)?)?;
+        let tls = https_config(&Certificate::new(load_identity(&self.certificate, &self.key)?, 0)?)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         println!("{}", listener.local_addr()?.port());
         stdout().flush()?;

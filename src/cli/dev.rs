@@ -16,9 +16,12 @@ use crate::client::tls::{ClientTls, client_config};
 use crate::config::{Config, Sources, load};
 use crate::hub::connection_string::ConnectionString;
 use crate::hub::{DeviceIdentity, GroupError, RegistryError};
+use crate::metrics::CertificateName;
 use crate::model::time::Clock as _;
 use crate::model::{ConsumerGroup, DeviceId, PolicyName, limits};
+use crate::server::certificate::Leaf;
 use crate::server::demo::{self, DemoDevice, Readings};
+use crate::server::logging::Logging;
 use crate::server::{EVENTHUB_NAME, OWNER_POLICY as OWNER, Server, SystemClock, tls};
 
 /// Makes what it needs on the first start (a CA, a server certificate, keys, demo devices), prints how to connect, and
@@ -74,13 +77,15 @@ impl DevArgs {
     /// Whatever keeps it from starting, with the file, port or key it concerns.
     pub fn run(self) -> anyhow::Result<()> {
         let config = self.config()?;
-        running::start_log(&config)?;
+        let _logging = Logging::start(&config)?;
         running::raise_limits();
         let certificates = tls::ensure_dev_certificates(&self.data, &self.hosts, SystemTime::now())?;
-        let identity = tls::load_identity(&certificates.server_certificate, &certificates.server_key)?;
-        let tls = tls::DoorTls::new(identity, &config)?;
+        let tls = tls::DoorTls::load(certificates.server(), &config)?;
         actix_rt::System::new().block_on(async {
             let server = Server::start(&config, tls, Some(self.plain_amqp())).await?;
+            let ca = Leaf::read("CA certificate", &certificates.ca_certificate)?;
+            server.metrics.certificate_expires(CertificateName::Ca, ca.not_after);
+            actix_rt::spawn(renew_certificate(self.data.clone(), self.hosts.clone()));
             let ca_file = std::fs::canonicalize(&certificates.ca_certificate)?;
             let devices = self.make_devices(&server)?;
             let endpoints = self.endpoints(&server, ca_file, &devices)?;
@@ -252,6 +257,20 @@ impl DevArgs {
     }
 }
 
+/// Makes the server's certificate anew before it expires, under the same CA. The hub sees it as it sees any new one.
+async fn renew_certificate(data: PathBuf, hosts: Vec<String>) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        let (data, hosts) = (data.clone(), hosts.clone());
+        let renew = move || tls::ensure_dev_certificates(&data, &hosts, SystemTime::now());
+        match tokio::task::spawn_blocking(renew).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the certificate cannot be renewed"),
+            Err(error) => tracing::error!(%error, "the certificate was not renewed"),
+        }
+    }
+}
+
 /// 443, which SDKs use, unless this user may not have it.
 fn https_port(address: &str) -> u16 {
     match std::net::TcpListener::bind((address, 443)) {
@@ -265,6 +284,7 @@ fn https_port(address: &str) -> u16 {
 const SHOWN_DEVICES: usize = 4;
 const SECOND_GROUP: &str = "cg2";
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
 
 /// Sends this machine's readings once a second, each demo device over a connection of its own.
 fn start_fleet(

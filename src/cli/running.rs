@@ -1,33 +1,15 @@
-//! What `dev` and `serve` share: limits of the process, log lines, signals, the life of a started hub.
+//! What `dev` and `serve` share: limits of the process, signals, the life of a started hub.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{Status, StatusLine};
-use crate::config::{Config, LogFormat};
 use crate::metrics::{SessionKind, Stage};
 use crate::server::Server;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-
-/// Starts the log lines of the process, on standard error.
-///
-/// # Errors
-/// The filter of `ops.log` cannot be read.
-pub(super) fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.ops.log.0).context("ops.log")?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.ops.log_format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
-    }
-    Ok(())
-}
 
 /// Lets the process hold as many files as the system allows: segments, connections of the operations port.
 pub(super) fn raise_limits() {
@@ -42,13 +24,15 @@ pub(super) fn raise_limits() {
     );
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. Draws the status line in between if wanted.
+/// Runs until SIGTERM or SIGINT, then drains. In between it draws the status line, if wanted, and SIGHUP looks at the
+/// certificate's files at once.
 ///
 /// # Errors
 /// Signals cannot be waited for, or the drain did not end in time.
 pub(super) async fn until_signal(server: Server, status_line: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let stdout = std::io::stdout();
     let mut line = StatusLine::new(stdout.lock(), stdout.is_terminal());
     let mut tick = tokio::time::interval(STATUS_EVERY);
@@ -57,6 +41,7 @@ pub(super) async fn until_signal(server: Server, status_line: bool) -> anyhow::R
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => server.look_at_certificate().await,
             _ = tick.tick(), if status_line => {
                 let now = server.metrics.latency(Stage::Total);
                 let interval = now.since(&latency);

@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::running;
-use crate::config::{Sources, load};
+use crate::config::{Config, Sources, load};
+use crate::server::certificate::Files;
+use crate::server::logging::Logging;
 use crate::server::{Server, tls};
 
 /// Everything is checked before the first port opens. Values come from the file, then from FOREBAY_SECTION_KEY in
@@ -28,18 +30,9 @@ impl ServeArgs {
     /// Whatever keeps it from starting, with the file, port or key it concerns.
     pub fn run(self) -> anyhow::Result<()> {
         let config = load(&Sources::of_process(Some(self.config), self.set))?;
-        running::start_log(&config)?;
+        let _logging = Logging::start(&config)?;
         running::raise_limits();
-        let quic = &config.quic;
-        let certificate = quic
-            .certificate_file
-            .as_deref()
-            .context("quic.certificate_file is not set: `serve` needs it")?;
-        let key = quic
-            .key_file
-            .as_deref()
-            .context("quic.key_file is not set: `serve` needs it")?;
-        let tls = tls::DoorTls::new(tls::load_identity(certificate, key)?, &config)?;
+        let tls = tls::DoorTls::load(certificate_files(&config)?, &config)?;
         actix_rt::System::new().block_on(async {
             let server = Server::start(&config, tls, None).await?;
             tracing::info!(
@@ -55,4 +48,19 @@ impl ServeArgs {
             running::until_signal(server, false).await
         })
     }
+}
+
+/// Where `serve` finds its certificate.
+///
+/// # Errors
+/// A key is not set.
+pub(super) fn certificate_files(config: &Config) -> anyhow::Result<Files> {
+    let set = |path: &Option<PathBuf>, key| {
+        path.clone()
+            .with_context(|| format!("{key} is not set: `serve` needs it"))
+    };
+    Ok(Files {
+        certificate: set(&config.quic.certificate_file, "quic.certificate_file")?,
+        key: set(&config.quic.key_file, "quic.key_file")?,
+    })
 }

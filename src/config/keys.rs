@@ -443,6 +443,9 @@ table! {
         log_format: LogFormat = LogFormat::Text, Range::Any,
             "Form of a log line: \"text\" or \"json\".",
             "Nothing.";
+        log_lines_per_second: u32 = 20, Range::Between(0, 1_000_000),
+            "Lines that one place in the program may write in a second, errors ten times as many; what is left out is counted and told. 0: no limit.",
+            "Peers that provoke lines may fill the disk that holds them sooner.";
     }
     #[doc = "What a client may ask for."]
     limits: Limits {

@@ -54,6 +54,7 @@ impl Metrics {
         out.each(&series::EVENTS, labelled(recorded));
         out.one(&series::EVENTS_DROPPED, &[], dropped as f64);
         process_families(&mut out);
+        self.upkeep.render(&mut out);
         out.0
     }
 

@@ -14,8 +14,10 @@ pub mod page;
 pub mod process;
 pub mod registry;
 pub mod series;
+pub mod upkeep;
 
 pub use cells::{Backpressure, Handshake, PartitionCell, SessionKind, ShardCell, Stage};
 pub use histogram::Histogram;
 pub use http::{OpsState, Phase, Readiness, serve};
 pub use registry::{Metrics, Position};
+pub use upkeep::{CertificateName, ConfigReload, log_lines_suppressed};

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::cells::{Backpressure, PartitionCell, STALLED, SessionKind, ShardCell, Stage};
 use super::histogram::{Histogram, Snapshot};
 use super::mqtt::MqttCells;
+use super::upkeep::UpkeepCells;
 use crate::amqp::observer::Began;
 use crate::http::route::Route;
 use crate::http::websocket::{Protocol, UpgradeRefused};
@@ -69,6 +70,7 @@ pub struct Metrics {
     pub(super) upgrades_refused: [AtomicU64; UpgradeRefused::ALL.len()],
     pub(super) amqp: AmqpCells,
     pub(super) mqtt: MqttCells,
+    pub(super) upkeep: UpkeepCells,
 }
 
 /// Of the AMQP server and what is read through it.
@@ -109,6 +111,7 @@ impl Metrics {
             upgrades_refused: Default::default(),
             amqp: AmqpCells::default(),
             mqtt: MqttCells::default(),
+            upkeep: UpkeepCells::default(),
         }
     }
 
@@ -505,6 +508,7 @@ mod tests {
         mqtt::Observer::message_refused(&mqtt, "topic");
         metrics.http_answered(Route::DeviceGet, 200);
         metrics.set_events([("twin", 2)], 1);
+        metrics.certificate_expires(crate::metrics::CertificateName::Server, 5);
         let text = metrics.render();
         let names: Vec<_> = text
             .lines()

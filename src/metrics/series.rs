@@ -250,6 +250,20 @@ series! {
             "Open file descriptors the process may have."
             "Set by `ulimit -n` or LimitNOFILE; keep it well above the connections_max of all doors.";
     }
+    "Upkeep" {
+        CERTIFICATE_EXPIRY = Gauge "forebay_certificate_expiry_timestamp_seconds" { certificate: "`server` (the one in service), `ca` (that of a development hub)" }
+            "When a certificate expires, in seconds since 1970."
+            "Near: write a new chain and key over quic.certificate_file and quic.key_file. The hub serves them within seconds, without a restart. Past: clients refuse the hub.";
+        CERTIFICATE_RELOADS = Counter "forebay_certificate_reloads_total" { outcome: "`loaded`, `refused`" }
+            "Changed certificate files that were read while the hub ran."
+            "refused: the new files are no good and the old certificate is served on until it expires. The log says why; so does `forebay doctor`.";
+        CONFIG_RELOADS = Counter "forebay_config_reloads_total" { outcome: "`applied`, `restart_needed`, `refused`" }
+            "Configurations read anew on SIGHUP."
+            "restart_needed: the log names the keys that changed and wait for a restart. refused: the file is wrong and nothing has changed; `forebay config check` says where.";
+        LOG_SUPPRESSED = Counter "forebay_log_lines_suppressed_total" { }
+            "Lines of the log that were left out, since one place in the program wrote more of them in a second than ops.log_lines_per_second."
+            "Some peer or fault floods the log. Every few seconds a line names the places; the lines that were written show what happens there.";
+    }
 }
 
 #[cfg(test)]

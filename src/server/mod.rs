@@ -9,7 +9,9 @@
 //! only unacknowledged work.
 
 mod amqp;
+pub mod certificate;
 pub mod demo;
+pub mod logging;
 mod mqtt;
 mod openapi;
 mod presence;
@@ -131,6 +133,7 @@ pub struct Server {
     router: Arc<Router<DiskStorage>>,
     https: http::serve::Handle,
     ops: actix_web::dev::ServerHandle,
+    certificate: Arc<certificate::Keeper>,
     keeper: Keeper,
     throttles: Arc<Throttles>,
     presence: presence::Keeping,
@@ -498,6 +501,8 @@ impl Server {
         let (running, was_unclean) = Running::begin(data).context("the mark of a hub that runs")?;
         let damaged = recovered.iter().filter(|partition| partition.damage.is_some());
         metrics.started(was_unclean, damaged.count() as u64);
+        let certificate = certificate::Keeper::new(tls.certificate, tls.files, hub_config.host_names, metrics.clone());
+        actix_rt::spawn(certificate.clone().run());
         readiness.set_phase(Phase::Ready);
         Ok(Self {
             running,
@@ -522,6 +527,7 @@ impl Server {
             router,
             https: https_handle,
             ops: ops_handle,
+            certificate,
             keeper,
             throttles,
             presence,
@@ -529,6 +535,12 @@ impl Server {
             drain_timeout: config.process.drain_timeout,
             _log: log,
         })
+    }
+
+    /// Reads the certificate's files now, if they have changed, instead of soon.
+    pub async fn look_at_certificate(&self) {
+        let certificate = self.certificate.clone();
+        let _ = tokio::task::spawn_blocking(move || certificate.look(true)).await;
     }
 
     /// Connections of devices and services, handshakes included.

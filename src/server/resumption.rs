@@ -38,6 +38,13 @@ impl Resumptions {
         }
     }
 
+    /// Nothing that was put before can be taken after.
+    pub fn forget(&self) {
+        let mut held = self.hold();
+        held.sessions.clear();
+        held.order.clear();
+    }
+
     fn hold(&self) -> MutexGuard<'_, Held> {
         // No step below leaves a half-made state that matters: at worst a session is not resumed.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -105,6 +112,16 @@ mod tests {
         );
         put(&store, 1, 1);
         assert_eq!(store.take(&[1]), Some(vec![1]));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_gone_and_others_may_come() {
+        let store = Resumptions::new(2);
+        put(&store, 1, 10);
+        store.forget();
+        assert_eq!(store.take(&[1]), None);
+        put(&store, 2, 20);
+        assert_eq!(store.take(&[2]), Some(vec![20]));
     }
 
     #[test]

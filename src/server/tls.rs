@@ -19,13 +19,14 @@ use rcgen::{
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::StoresServerSessions as _;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, StoresServerSessions};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::{CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::resumption::Resumptions;
+use super::certificate::{Certificate, Files};
 use crate::client::tls::{ALPN, Identity, TlsError, provider, read_certificates, read_key};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -49,6 +50,14 @@ pub struct DevFiles {
 }
 
 impl DevFiles {
+    /// What the doors serve.
+    pub fn server(&self) -> Files {
+        Files {
+            certificate: self.server_certificate.clone(),
+            key: self.server_key.clone(),
+        }
+    }
+
     pub fn in_directory(directory: &Path) -> Self {
         Self {
             ca_certificate: directory.join("ca.pem"),
@@ -167,7 +176,7 @@ fn is_current(files: &DevFiles, names: &[String], now: SystemTime) -> Result<boo
     Ok(key_fits && lasts && is_signed && names.iter().all(|name| present.contains(name)))
 }
 
-fn parse<'a>(
+pub(super) fn parse<'a>(
     what: &'static str,
     path: &Path,
     certificate: &'a CertificateDer<'_>,
@@ -183,7 +192,7 @@ fn parse<'a>(
 }
 
 /// Subject alternative names as text, in lower case.
-fn certificate_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+pub(super) fn certificate_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(names)) = certificate.subject_alternative_name() else {
         return Vec::new();
     };
@@ -287,37 +296,37 @@ pub fn load_identity(certificate: &Path, key: &Path) -> Result<Identity, TlsErro
 ///
 /// A client may show a certificate; any well-formed one whose key signs the handshake is let through, because who may
 /// in is decided by the hub, from the chain and the registry. Early data of any size is accepted: the duplicate filter
-/// makes a replay harmless. `resumptions_max` sessions are remembered; 0 turns resumption off.
+/// makes a replay harmless.
 ///
 /// # Errors
-/// The certificate or its key cannot be used.
-pub fn server_config(identity: Identity, resumptions_max: usize) -> Result<Arc<ServerConfig>, TlsError> {
+/// rustls has none of the protocols.
+pub fn server_config(certificate: &Arc<Certificate>) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = provider();
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyClientCertificate { provider }))
-        .with_single_cert(identity.chain, identity.key)?;
+        .with_cert_resolver(certificate.clone());
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.ignore_client_order = true;
     // Sessions are remembered here and not sealed into tickets: rustls refuses early data when a ticketer is set, since
     // only a memory can see that a ticket is used twice.
-    config.session_storage = sessions(resumptions_max);
+    config.session_storage = certificate.clone();
     // A device comes back once; each time it is given the next.
     config.send_tls13_tickets = 1;
     // QUIC knows only all or nothing here (RFC 9001 s4.6.1).
-    config.max_early_data_size = if resumptions_max == 0 { 0 } else { u32::MAX };
+    config.max_early_data_size = if certificate.can_cache() { u32::MAX } else { 0 };
     config.send_half_rtt_data = true;
     Ok(Arc::new(config))
 }
 
 /// TLS for the TCP ports: 1.2 and 1.3. A client may show a certificate, on the terms of the QUIC door. Sessions
-/// are sealed into tickets that clients keep, under keys of this process that change every six hours; so any number of
-/// clients resume, and none costs memory.
+/// are sealed into tickets that clients keep, under keys of this process that change every six hours and with each
+/// certificate; so any number of clients resume, and none costs memory.
 ///
 /// # Errors
-/// The certificate or its key cannot be used.
+/// rustls has none of the protocols.
 // IoT Hub, SDKs: azure-iot-device (Python) speaks TLS 1.2 only. ALPN is never required.
-pub fn https_config(identity: Identity) -> Result<ServerConfig, TlsError> {
+pub fn https_config(certificate: &Arc<Certificate>) -> Result<ServerConfig, TlsError> {
     let mut provider = rustls::crypto::ring::default_provider();
     // As in the QUIC door's provider, and for its reason.
     provider.cipher_suites.sort_by_key(|suite| !is_aes_128(suite.suite()));
@@ -325,12 +334,12 @@ pub fn https_config(identity: Identity) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_client_cert_verifier(Arc::new(AnyClientCertificate { provider }))
-        .with_single_cert(identity.chain, identity.key)?;
+        .with_cert_resolver(certificate.clone());
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     // A client takes one for each connection, and gets a new one with it.
     config.send_tls13_tickets = 1;
-    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+    config.ticketer = certificate.clone();
     Ok(config)
 }
 
@@ -348,23 +357,25 @@ fn is_aes_128(suite: CipherSuite) -> bool {
 pub struct DoorTls {
     pub quic: Arc<ServerConfig>,
     pub https: ServerConfig,
+    pub certificate: Arc<Certificate>,
+    /// Where it was read, and is read again when they change.
+    pub files: Files,
 }
 
 impl DoorTls {
+    /// An expired certificate is taken: a hub that runs can say so, and takes a new one without a restart.
+    ///
     /// # Errors
-    /// The certificate or its key cannot be used.
-    pub fn new(identity: Identity, config: &crate::config::Config) -> Result<Self, TlsError> {
+    /// The certificate or its key cannot be read or used.
+    pub fn load(files: Files, config: &crate::config::Config) -> Result<Self, TlsError> {
+        let identity = load_identity(&files.certificate, &files.key)?;
+        let certificate = Certificate::new(identity, config.quic.resumptions_max as usize)?;
         Ok(Self {
-            https: https_config(identity.clone())?,
-            quic: server_config(identity, config.quic.resumptions_max as usize)?,
+            https: https_config(&certificate)?,
+            quic: server_config(&certificate)?,
+            certificate,
+            files,
         })
-    }
-}
-
-fn sessions(resumptions_max: usize) -> Arc<dyn StoresServerSessions> {
-    match resumptions_max {
-        0 => Arc::new(NoServerSessionStorage {}),
-        max => Arc::new(Resumptions::new(max)),
     }
 }
 

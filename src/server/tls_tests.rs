@@ -191,9 +191,18 @@ fn endpoints(
     identity: Option<Identity>,
     alpn: &[u8],
 ) -> (quinn::Endpoint, quinn::Endpoint) {
-    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let tls = load_identity(&files.server_certificate, &files.server_key).unwrap();
-    let tls = quinn::crypto::rustls::QuicServerConfig::try_from(server_config(tls, resumptions_max).unwrap()).unwrap();
+    endpoints_of(files, &Certificate::new(tls, resumptions_max).unwrap(), identity, alpn)
+}
+
+fn endpoints_of(
+    files: &DevFiles,
+    certificate: &Arc<Certificate>,
+    identity: Option<Identity>,
+    alpn: &[u8],
+) -> (quinn::Endpoint, quinn::Endpoint) {
+    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let tls = quinn::crypto::rustls::QuicServerConfig::try_from(server_config(certificate).unwrap()).unwrap();
     let server = quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(tls)), any_port).unwrap();
     let tls = ClientTls {
         identity,
@@ -216,6 +225,38 @@ async fn a_second_connection_sends_in_its_first_flight() {
     assert_eq!((first.chain_length, first.took_early_data), (0, false));
     let second = connect(&client, &server).await.unwrap();
     assert!(second.took_early_data);
+}
+
+#[tokio::test]
+async fn what_was_begun_under_an_earlier_certificate_is_not_resumed() {
+    let folder = Folder::new("replaced");
+    let files = ensure_dev_certificates(&folder.0, &[], SystemTime::now()).unwrap();
+    let certificate = Certificate::new(
+        load_identity(&files.server_certificate, &files.server_key).unwrap(),
+        100,
+    )
+    .unwrap();
+    let (client, server) = endpoints_of(&files, &certificate, None, ALPN);
+    connect(&client, &server).await.unwrap();
+    assert!(connect(&client, &server).await.unwrap().took_early_data);
+    fs::remove_file(&files.server_certificate).unwrap();
+    ensure_dev_certificates(&folder.0, &[], SystemTime::now()).unwrap();
+    certificate
+        .replace(load_identity(&files.server_certificate, &files.server_key).unwrap())
+        .unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.local_addr().unwrap().port()));
+    let accept = async { server.accept().await.unwrap().accept().unwrap().await.unwrap() };
+    let resume = async {
+        let (connection, accepted) = client.connect(address, "localhost").unwrap().into_0rtt().ok().unwrap();
+        (accepted.await, connection)
+    };
+    let (_accepted, (took_early_data, connection)) = tokio::join!(accept, resume);
+    assert!(!took_early_data);
+    let shown = connection
+        .peer_identity()
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let served = read_certificates("certificate", &files.server_certificate).unwrap();
+    assert_eq!(*shown.unwrap(), served, "the handshake is a full one");
 }
 
 #[tokio::test]
@@ -271,7 +312,8 @@ fn a_certificate_without_its_key_is_refused() {
         let mut config = Arc::unwrap_or_clone(base);
         config.client_auth_cert_resolver = Arc::new(Fixed(Arc::new(rustls::sign::CertifiedKey::new(chain, key))));
         let server = load_identity(&files.server_certificate, &files.server_key).unwrap();
-        let mut server = rustls::ServerConnection::new(server_config(server, 10).unwrap()).unwrap();
+        let mut server =
+            rustls::ServerConnection::new(server_config(&Certificate::new(server, 10).unwrap()).unwrap()).unwrap();
         let mut client = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
         while client.is_handshaking() || server.is_handshaking() {
             let mut bytes = Vec::new();

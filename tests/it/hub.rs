@@ -15,10 +15,11 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use std::{fs, thread};
 
 use forebay::cli::Endpoints;
+use forebay::server::tls::ensure_dev_certificates;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The program under test.
@@ -38,12 +39,7 @@ impl Hub {
     /// Starts `forebay dev` on free ports and waits until it is ready. `args` are added; without `--fleet` there
     /// is no demo fleet.
     pub fn start(args: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("hub-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // A former process may have had the same id.
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(folder.join("data")).unwrap();
+        let folder = new_folder();
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         let mut child = spawn(&folder, &args, &["--any-ports".to_owned()]);
         let endpoints = wait_ready(&mut child, &folder);
@@ -53,6 +49,70 @@ impl Hub {
             args,
             endpoints,
         }
+    }
+
+    /// Starts `forebay serve` on free ports with a configuration file of this content, which may leave out all that a hub
+    /// under test has anyway, and waits until it is ready. It cannot be restarted.
+    pub fn serve(config: &str) -> Self {
+        let folder = new_folder();
+        let data = folder.join("data");
+        let hosts = ["localhost".to_owned()];
+        let files = ensure_dev_certificates(&data, &hosts, SystemTime::now()).unwrap();
+        let owner_key = "c2VydmVkIGh1YnMnIG93bmVyIGtleSwgMzIgYnl0ZXM=";
+        let flags = [
+            format!("process.data_dir={}", data.display()),
+            format!("quic.certificate_file={}", files.server_certificate.display()),
+            format!("quic.key_file={}", files.server_key.display()),
+            format!("identity.owner_key={owner_key}"),
+            "ops.log_format=json".to_owned(),
+        ];
+        let ports = ["quic", "https", "mqtt", "amqp", "ops"].map(|door| format!("{door}.listen=127.0.0.1:0"));
+        fs::write(folder.join("forebay.toml"), config).unwrap();
+        let output = fs::File::create(folder.join("output")).unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.arg("serve").arg("--config").arg(folder.join("forebay.toml"));
+        for flag in flags.iter().chain(&ports) {
+            command.args(["--set", flag]);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let ready = wait_ready_line(&mut child, &folder);
+        let port = |door: &str| {
+            let address = ready["fields"][door].as_str().expect("the line names every door");
+            address.parse::<std::net::SocketAddr>().unwrap().port()
+        };
+        let policy = format!("SharedAccessKeyName=iothubowner;SharedAccessKey={owner_key}");
+        let endpoints = Endpoints {
+            hub_host: "localhost".to_owned(),
+            ca_file: files.ca_certificate,
+            iothub_connection_string: format!("HostName=localhost;{policy}"),
+            eventhub_connection_string: format!("Endpoint=sb://localhost/;{policy};EntityPath=forebay"),
+            consumer_group: "$Default".to_owned(),
+            second_consumer_group: "$Default".to_owned(),
+            mqtt_port: port("mqtt"),
+            https_port: port("https"),
+            amqps_port: port("amqp"),
+            amqp_plain_port: 0,
+            case_timeout: 30,
+            quic_port: port("quic"),
+            ops_port: port("ops"),
+            devices: Vec::new(),
+        };
+        Self {
+            child: Some(child),
+            folder,
+            args: Vec::new(),
+            endpoints,
+        }
+    }
+
+    /// Tells it to read its certificate anew.
+    pub fn sighup(&self) {
+        signal(self.child.as_ref().expect("the hub is running"), Signal::HUP);
     }
 
     /// Starts it again, after `kill9` or `sigterm`, on the same data and ports.
@@ -256,6 +316,16 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+fn new_folder() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("hub-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // A former process may have had the same id.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(folder.join("data")).unwrap();
+    folder
+}
+
 fn spawn(folder: &Path, args: &[String], ports: &[String]) -> Child {
     let output = fs::OpenOptions::new()
         .create(true)
@@ -287,6 +357,25 @@ fn wait_ready(child: &mut Child, folder: &Path) -> Endpoints {
         if ended.is_some() || Instant::now() > deadline {
             let _ = child.kill();
             let output = fs::read_to_string(folder.join("output")).unwrap_or_default();
+            panic!("the hub does not start ({ended:?}):\n{output}");
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The line that `serve` writes when the ports are open.
+fn wait_ready_line(child: &mut Child, folder: &Path) -> serde_json::Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let output = fs::read_to_string(folder.join("output")).unwrap_or_default();
+        let lines = output.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let is_ready = |line: &serde_json::Value| line["fields"]["message"] == "ready";
+        if let Some(ready) = lines.into_iter().find(is_ready) {
+            return ready;
+        }
+        let ended = child.try_wait().unwrap();
+        if ended.is_some() || Instant::now() > deadline {
+            let _ = child.kill();
             panic!("the hub does not start ({ended:?}):\n{output}");
         }
         thread::sleep(LOOK_EVERY);

@@ -23,4 +23,5 @@ mod registry;
 mod sessions;
 mod streams;
 mod throttles;
+mod upkeep;
 mod websocket;
