@@ -21,6 +21,7 @@ use forebay::hub::filter::{DeviceKey, Position};
 use forebay::hub::{Authenticator, Authorities, Credential, DeviceIdentity, IdentityName, Policies, Registry, sas};
 use forebay::model::{DeviceId, Epoch, Generation, Message, UtcMillis};
 use forebay::server::SystemEntropy;
+use forebay::shard::budget::Budgets;
 use forebay::shard::command::{Command, SessionId};
 use forebay::shard::filter::{DuplicateFilter, Verdict, judge};
 use forebay::shard::inbox::{Inbox, Waker};
@@ -124,7 +125,7 @@ fn hop(c: &mut Criterion) {
     let command = || Command::Close(SessionId(7));
     let mut group = c.benchmark_group("hop");
 
-    let here = Inbox::new(BUDGET_BYTES);
+    let here = Inbox::new(Budgets::new(BUDGET_BYTES, BUDGET_BYTES, 1));
     here.set_waker(Box::new(Unpark(std::thread::current())));
     group.bench_function("same_thread", |b| {
         b.iter(|| {
@@ -135,7 +136,7 @@ fn hop(c: &mut Criterion) {
     });
 
     // The shard's thread drains and answers; between two commands it sleeps.
-    let there = Inbox::new(BUDGET_BYTES);
+    let there = Inbox::new(Budgets::new(BUDGET_BYTES, BUDGET_BYTES, 1));
     let stop = Arc::new(AtomicBool::new(false));
     let (answer, answers) = mpsc::channel();
     let shard = std::thread::spawn({

@@ -55,7 +55,7 @@
 //! | [`state`] | nothing of ours | what its keys and values mean |
 //! | [`hub`] | model, state | sockets, `Instant::now`, actix, protocols |
 //! | [`shard`] | hub, log, model, state (to wait for it at start), wire | session, metrics, server |
-//! | [`http`] | hub, model | session, service, shard, log, metrics, server |
+//! | [`http`] | hub, model, net | session, service, shard, log, metrics, server |
 //! | [`net`] | nothing of ours | protocols, who is let in and why |
 //! | [`amqp`] | hub, model, net, proto | session, service, shard, log, metrics, server |
 //! | [`session`] | http, amqp, net, proto, wire, shard, hub, model, the readers' side of log | service, metrics, server |

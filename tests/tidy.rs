@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("hub", &["model", "state"]),
     ("shard", &["hub", "log", "model", "state", "wire"]),
-    ("http", &["hub", "model"]),
+    ("http", &["hub", "model", "net"]),
     ("amqp", &["hub", "model", "net", "proto"]),
     (
         "session",
@@ -85,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "session::mqtt::observer",
             "session::quic::observer",
             "log::SyncError",
+            "net::admission",
             "wire::close",
         ],
     ),

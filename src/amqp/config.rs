@@ -11,8 +11,10 @@ pub struct Config {
     pub plain_listen: Option<SocketAddr>,
     /// Connections open at a time, handshakes included; further ones are closed at once.
     pub connections_max: usize,
-    /// From the connection to its open frame.
+    /// From the connection's turn to its open frame.
     pub handshake_timeout: Duration,
+    /// TLS handshakes begun in a second; further ones wait for their turn. 0: no limit.
+    pub handshakes_per_second: u32,
     /// Told to the peer; a connection that is silent for twice as long is closed.
     pub idle_timeout: Duration,
     /// Messages that were read and no link has taken yet.

@@ -174,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     async fn run(mut self) {
         let mut timer = pin!(tokio::time::sleep(FAR));
         let door = self.visited.door.clone();
-        let mut stop = pin!(door.when_stopped());
+        let mut stop = pin!(door.shutdown.stopping());
         loop {
             self.handle_events();
             if self.core.borrow().connection.is_closed() {

@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::Notify;
 
 use super::config::Config;
 use super::connection::{self, Visited};
@@ -15,6 +14,8 @@ use super::observer::{Began, Observer};
 use crate::hub::auth::Authenticator;
 use crate::model::UtcMillis;
 use crate::model::time::Clock;
+use crate::net::admission::Admission;
+use crate::net::shutdown::Shutdown;
 use crate::net::{Host, Stream};
 use crate::proto::amqp::Attach;
 use crate::proto::amqp::address::Address;
@@ -40,9 +41,10 @@ pub struct Door {
     pub clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) rooms: Vec<Arc<dyn Room>>,
+    /// Of TLS handshakes.
+    pub admission: Arc<Admission>,
     connections: AtomicUsize,
-    is_stopping: AtomicBool,
-    stop: Notify,
+    pub shutdown: Shutdown,
 }
 
 impl Door {
@@ -55,6 +57,7 @@ impl Door {
         rooms: Vec<Arc<dyn Room>>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            admission: Arc::new(Admission::new(config.handshakes_per_second)),
             config,
             authenticator,
             host_name,
@@ -62,33 +65,13 @@ impl Door {
             observer,
             rooms,
             connections: AtomicUsize::new(0),
-            is_stopping: AtomicBool::new(false),
-            stop: Notify::new(),
+            shutdown: Shutdown::default(),
         })
     }
 
     /// Connections open now, handshakes included.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
-    }
-
-    /// Tells all connections to end once what they took is settled, and takes no more.
-    pub fn stop(&self) {
-        self.is_stopping.store(true, Ordering::Release);
-        self.stop.notify_waiters();
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.is_stopping.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn when_stopped(&self) {
-        let stop = self.stop.notified();
-        tokio::pin!(stop);
-        stop.as_mut().enable();
-        if !self.is_stopping() {
-            stop.await;
-        }
     }
 
     /// When a wall-clock time will be, on the monotonic clock that timers follow.
@@ -113,7 +96,7 @@ impl Counted {
         };
         let before = door.connections.fetch_add(1, Ordering::Relaxed);
         door.observer.connection_opened(began);
-        (before < door.config.connections_max && !door.is_stopping()).then_some(counted)
+        (before < door.config.connections_max && !door.shutdown.is_refusing()).then_some(counted)
     }
 }
 
@@ -140,7 +123,12 @@ impl Host for Door {
     }
 
     async fn stopped(&self) {
-        self.when_stopped().await;
+        self.shutdown.refusing().await;
+    }
+
+    async fn admitted(&self) -> bool {
+        self.admission.turn().await;
+        true
     }
 
     async fn serve<S: Stream>(self: Arc<Self>, place: Counted, stream: S, chain: Vec<CertificateDer<'static>>) {

@@ -176,6 +176,9 @@ table! {
         drain_timeout: Duration = seconds(20), Range::Between(seconds(0), seconds(600)),
             "How long a stop waits for sessions to go and for data to be flushed.",
             "A stop may take this long; keep it below the supervisor's own limit.";
+        drain_sessions_per_second: u32 = 1_000, Range::Between(0, u32::MAX),
+            "Device sessions that a stop tells to go in a second, so that they do not all come back at once elsewhere; more if half of `drain_timeout` would not be enough. 0: all at once.",
+            "A fleet comes back in a shorter rush; a lower rate makes stops take longer.";
     }
     #[doc = "The partition log on disk."]
     log: Log {
@@ -212,9 +215,9 @@ table! {
         handshake_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
             "A connection that has not authenticated by then is closed.",
             "Half-open connections hold memory for longer.";
-        handshakes_per_second: u32 = 2_000, Range::Between(1, 1_000_000),
-            "Full handshakes begun in a second; above it an address must first prove itself (QUIC Retry).",
-            "About 0.3 ms of processor time for each handshake.";
+        handshakes_per_second: u32 = 1_000, Range::Between(0, u32::MAX),
+            "Handshakes begun in a second; above it an address must first prove itself (QUIC Retry), and waits, in the order it came. 0: no limit.",
+            "A fleet that comes back is served sooner, at some 0.5 ms of processor time each; devices that never left wait longer for their acknowledgements meanwhile.";
         udp_payload_bytes_max: u16 = 1452, Range::Between(1200, 65_527),
             "Largest UDP payload that path MTU discovery looks for. 1452 fits every Ethernet; 8952 suits jumbo frames.",
             "32 x 64 receive buffers of this size, once.";
@@ -249,8 +252,11 @@ table! {
             "Connections at a time; more wait in the kernel.",
             "About 20 KiB of memory for each idle one, and its request's body.";
         head_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
-            "A connection whose handshake or first request's head takes longer is closed.",
+            "A connection whose handshake or first request's head takes longer is closed; waiting for its turn does not count.",
             "Slow or hostile clients hold connections for longer.";
+        handshakes_per_second: u32 = 1_000, Range::Between(0, u32::MAX),
+            "TLS handshakes begun in a second; further ones wait, in the order they came. 0: no limit.",
+            "Clients that come back at once are served sooner; devices that never left wait longer for their acknowledgements meanwhile.";
         body_timeout: Duration = seconds(30), Range::Between(seconds(1), seconds(600)),
             "A request whose body takes longer is answered with an error and its connection closed.",
             "Slow or hostile clients hold a body's memory for longer.";
@@ -273,8 +279,11 @@ table! {
             "Connections at a time, WebSockets included; more are closed at once.",
             "About 25 KiB of memory for each idle one.";
         handshake_timeout: Duration = seconds(10), Range::Between(seconds(1), seconds(120)),
-            "A connection that has not sent its open frame by then is closed.",
+            "A connection that has not sent its open frame by then is closed; waiting for its turn does not count.",
             "Slow or hostile clients hold connections for longer.";
+        handshakes_per_second: u32 = 1_000, Range::Between(0, u32::MAX),
+            "TLS handshakes begun in a second; further ones wait, in the order they came. 0: no limit.",
+            "Clients that come back at once are served sooner; devices that never left wait longer for their acknowledgements meanwhile.";
         idle_timeout: Duration = seconds(240), Range::Between(seconds(10), seconds(3600)),
             "Told to clients; a connection that says nothing for twice as long is closed. azure-iot-hub looks after its connection every 120 s.",
             "Connections of clients that are gone are noticed later.";
@@ -431,6 +440,9 @@ table! {
         inflight_bytes_max: Bytes = mib(64), Range::Between(mib(1), gib(16)),
             "Bytes of all sessions that wait for one shard; then its sessions are read no further.",
             "Memory for each shard.";
+        partition_inflight_bytes_max: Bytes = mib(16), Range::Between(kib(256), gib(16)),
+            "Bytes of all sessions that wait for one partition; then its sessions are read no further, and those of other partitions are. More than the shard's is as much as that.",
+            "A flooded partition leaves the others of its shard less of their budget.";
     }
     #[doc = "Operations: metrics, health, the program's own log lines."]
     ops: Ops {

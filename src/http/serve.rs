@@ -10,12 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, TlsAcceptorConfig};
+use actix_server::{Server, ServerHandle};
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_tls::accept::TlsError;
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BodyStream, BoxBody, MessageBody};
-use actix_web::dev::{Extensions, Server, ServerHandle};
+use actix_web::dev::{AppConfig, Extensions};
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_VERSION, UPGRADE};
 use actix_web::rt::net::TcpStream;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
 use socket2::SockRef;
 
 use super::answer::{Answer, Refused};
@@ -26,6 +31,10 @@ use super::route::{Entry, Found, Route, find};
 use super::websocket::{self, Stop, Tunnel, handshake};
 use crate::hub::{Entropy, ErrorCode};
 use crate::model::time::Clock;
+use crate::net::{self, admission::Admission};
+
+/// How long a connection that is closed may take to hear of it.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A request being answered, on the worker that read it.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Answer, Refused>>>>;
@@ -233,6 +242,11 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Takes no more connections; they wait in the kernel, for the stop that follows.
+    pub fn refuse(&self) -> impl Future<Output = ()> + use<> {
+        self.server.pause()
+    }
+
     /// Takes no more connections and, if it is to be `graceful`, waits for requests under way and tells tunnels to end; at
     /// most `Config::drain_timeout`.
     pub fn stop(&self, graceful: bool) -> impl Future<Output = ()> + use<> {
@@ -245,22 +259,54 @@ impl Handle {
 ///
 /// # Errors
 /// The listener cannot be used.
-pub fn serve(listener: TcpListener, site: Site, tls: rustls::ServerConfig) -> io::Result<(Server, Handle)> {
+pub fn serve(
+    listener: TcpListener,
+    site: Site,
+    tls: rustls::ServerConfig,
+    admission: Arc<Admission>,
+) -> io::Result<(Server, Handle)> {
     let config = site.config.clone();
     let stop = site.stop.clone();
     let site = web::Data::new(site);
-    let app = move || App::new().app_data(site.clone()).default_service(web::to(dispatch));
-    let server = HttpServer::new(app)
-        .on_connect(move |connection, extensions| begin(connection, extensions, config.stall_timeout))
+    let builder = Server::build()
         .workers(config.workers)
-        .max_connections(config.connections_max.div_ceil(config.workers))
-        .tls_handshake_timeout(config.head_timeout)
-        .client_request_timeout(config.head_timeout)
-        .keep_alive(config.keep_alive)
+        .max_concurrent_connections(config.connections_max.div_ceil(config.workers))
         .shutdown_timeout(config.drain_timeout.as_secs().max(1))
-        .disable_signals()
-        .listen_rustls_0_23(listener, tls)?
-        .run();
+        .disable_signals();
+    let draining = builder.graceful_shutdown_signal();
+    // As actix-web's own server does it, with the line of those who wait for their turn in front of TLS.
+    let service = move || {
+        let (site, admission, draining) = (site.clone(), admission.clone(), draining.clone());
+        let app = App::new().app_data(site).default_service(web::to(dispatch));
+        let app = map_config(app.into_factory(), |()| AppConfig::default());
+        let stall_timeout = config.stall_timeout;
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let draining = draining.clone();
+                async move { draining.notified().await }
+            })
+            .keep_alive(config.keep_alive)
+            .client_request_timeout(config.head_timeout)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .on_connect_ext(move |connection, extensions| begin(connection, extensions, stall_timeout))
+            .finish(app)
+            .rustls_0_23_with_config(
+                tls.clone(),
+                TlsAcceptorConfig::default().handshake_timeout(config.head_timeout),
+            );
+        fn_service(move |stream: TcpStream| {
+            let admission = admission.clone();
+            async move {
+                tokio::select! {
+                    biased;
+                    () = admission.turn() => Ok(stream),
+                    () = net::closed(&stream) => Err(TlsError::Service(DispatchError::Io(io::ErrorKind::NotConnected.into()))),
+                }
+            }
+        })
+        .and_then(http)
+    };
+    let server = builder.listen("https", listener, service)?.run();
     let handle = Handle {
         server: server.handle(),
         stop,

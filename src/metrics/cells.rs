@@ -69,7 +69,11 @@ label! {
 label! {
     /// What sessions waited for.
     Backpressure {
-        /// The shard's budget of bytes on their way into the log.
+        /// A session's own messages that are not acknowledged.
+        Session = "session_inflight",
+        /// A partition's budget of bytes on their way into the log.
+        Partition = "partition_inflight",
+        /// The shard's, of all its partitions.
         Shard = "shard_inflight",
         DiskFull = "disk_full",
     }
@@ -168,8 +172,9 @@ impl ShardCell {
         self.inflight_bytes.store(bytes, Relaxed);
     }
 
+    /// So far. A reading that is a little behind an earlier one changes nothing.
     pub fn set_backpressure(&self, cause: Backpressure, nanos: u64) {
-        self.backpressure_nanos.at(cause as usize).store(nanos, Relaxed);
+        self.backpressure_nanos.at(cause as usize).fetch_max(nanos, Relaxed);
     }
 
     /// `messages` are weighed in, so that a quantile speaks of messages and not of batches.
@@ -192,6 +197,7 @@ pub struct PartitionCell {
     pub(super) bytes: AtomicU64,
     pub(super) segments: AtomicU64,
     pub(super) next_sequence: AtomicU64,
+    pub(super) inflight_bytes: AtomicU64,
     /// Bits: why appends are, or soon will be, refused.
     pub(super) refusing: AtomicU64,
 }
@@ -211,6 +217,11 @@ impl PartitionCell {
     /// The sequence number the next record will get. Lag is counted from here.
     pub fn set_next_sequence(&self, next: u64) {
         self.next_sequence.store(next, Relaxed);
+    }
+
+    /// Bytes on their way into its log.
+    pub fn set_inflight(&self, bytes: u64) {
+        self.inflight_bytes.store(bytes, Relaxed);
     }
 
     pub fn set_poisoned(&self, is: bool) {

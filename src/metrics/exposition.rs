@@ -17,6 +17,7 @@ use crate::http::route::Route;
 use crate::http::websocket::{Protocol, UpgradeRefused};
 use crate::hub::throttle::Limit;
 use crate::model::{ConsumerGroup, PartitionId};
+use crate::net::admission::Readings;
 use crate::wire::close::CloseCode;
 
 /// Upper ends of the exported latency buckets, in microseconds. The cells behind them are finer.
@@ -84,6 +85,8 @@ impl Metrics {
         );
         out.one(&series::QUEUE, &[], self.sum(|s| &s.queue) as f64);
         out.one(&series::INFLIGHT, &[], self.sum(|s| &s.inflight_bytes) as f64);
+        let inflight = self.of_partitions(|partition| &partition.inflight_bytes);
+        out.each(&series::INFLIGHT_OF, inflight);
         out.each(
             &series::BACKPRESSURE,
             Backpressure::ALL.iter().map(|&cause| {
@@ -112,6 +115,7 @@ impl Metrics {
                 .iter()
                 .map(|&kind| (vec![kind.name().to_owned()], self.sessions(kind) as f64)),
         );
+        out.one(&series::DRAINED, &[], self.drained.load(Relaxed) as f64);
         let closed = |index| self.sum(|s| s.closed.at(index)) as f64;
         out.each(
             &series::CLOSED,
@@ -129,8 +133,26 @@ impl Metrics {
                 )
             }),
         );
+        self.admission_families(out);
         let refused = self.auth_refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         out.each(&series::AUTH_REFUSED, labelled(refused));
+    }
+
+    fn admission_families(&self, out: &mut Families) {
+        let admissions = self.admissions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let each = |value: fn(&Readings) -> f64| {
+            let doors = admissions.iter();
+            doors.map(move |(door, readings)| (vec![(*door).to_owned()], value(readings)))
+        };
+        out.each(&series::ADMISSION_WAITING, each(|door| door.waiting as f64));
+        out.each(&series::ADMITTED, each(|door| door.admitted as f64));
+        out.each(&series::ADMISSION_LEFT, each(|door| door.left as f64));
+        out.each(&series::ADMISSION_WAIT, each(|door| door.waited.as_secs_f64()));
+    }
+
+    fn of_partitions(&self, cell: fn(&PartitionCell) -> &AtomicU64) -> impl Iterator<Item = (Vec<String>, f64)> {
+        let numbered = self.partitions.iter().enumerate();
+        numbered.map(move |(number, partition)| (vec![number.to_string()], cell(partition).load(Relaxed) as f64))
     }
 
     fn http_families(&self, out: &mut Families) {
@@ -173,13 +195,12 @@ impl Metrics {
     }
 
     fn log_families(&self, out: &mut Families) {
-        let each = |cell: fn(&PartitionCell) -> &AtomicU64| {
-            let numbered = self.partitions.iter().enumerate();
-            numbered.map(move |(number, partition)| (vec![number.to_string()], cell(partition).load(Relaxed) as f64))
-        };
-        out.each(&series::LOG_BYTES, each(|partition| &partition.bytes));
-        out.each(&series::LOG_SEGMENTS, each(|partition| &partition.segments));
-        out.each(&series::LOG_NEXT, each(|partition| &partition.next_sequence));
+        let bytes = self.of_partitions(|partition| &partition.bytes);
+        out.each(&series::LOG_BYTES, bytes);
+        let segments = self.of_partitions(|partition| &partition.segments);
+        out.each(&series::LOG_SEGMENTS, segments);
+        let next = self.of_partitions(|partition| &partition.next_sequence);
+        out.each(&series::LOG_NEXT, next);
         let causes = [("poisoned", POISONED), ("disk_full", DISK_FULL | STALLED)];
         out.each(
             &series::LOG_STATE,

@@ -17,6 +17,10 @@ use crate::hub::auth::AuthError;
 use crate::hub::throttle::Limit;
 use crate::model::limits::CONSUMER_GROUPS_MAX;
 use crate::model::{ConsumerGroup, PartitionId};
+use crate::net::admission::Readings;
+
+/// Where handshakes wait for their turn.
+pub const DOORS: [&str; 4] = ["amqp", "https", "mqtt", "quic"];
 
 /// Statuses that routes answer with; 0 stands for any other.
 pub(super) const HTTP_STATUSES: [u16; 17] = [
@@ -52,6 +56,9 @@ pub struct Metrics {
     pub(super) sync: Histogram,
     pub(super) sync_failures: AtomicU64,
     pub(super) recovery_nanos: AtomicU64,
+    pub(super) drained: AtomicU64,
+    /// By door, a closed set.
+    pub(super) admissions: Mutex<BTreeMap<&'static str, Readings>>,
     pub(super) start_unclean: AtomicBool,
     pub(super) damaged_partitions: AtomicU64,
     /// Where the volume is that holds the data.
@@ -95,6 +102,8 @@ impl Metrics {
             sync: Histogram::default(),
             sync_failures: AtomicU64::new(0),
             recovery_nanos: AtomicU64::new(0),
+            drained: AtomicU64::new(0),
+            admissions: Mutex::new(DOORS.map(|door| (door, Readings::default())).into()),
             start_unclean: AtomicBool::new(false),
             damaged_partitions: AtomicU64::new(0),
             data_dir: OnceLock::new(),
@@ -233,6 +242,17 @@ impl Metrics {
         self.partitions.iter().filter(is).count() as u64
     }
 
+    /// Who waits for the turn of a handshake, and did so far. A door is one of `DOORS`.
+    pub fn set_admission(&self, door: &'static str, readings: Readings) {
+        let mut admissions = self.admissions.lock().unwrap_or_else(PoisonError::into_inner);
+        admissions.insert(door, readings);
+    }
+
+    /// Sessions were told to go because the hub stops.
+    pub fn drained(&self, sessions: usize) {
+        self.drained.fetch_add(sessions as u64, Relaxed);
+    }
+
     /// Latency of one stage over all shards, for status lines and reports.
     pub fn latency(&self, stage: Stage) -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -324,6 +344,15 @@ mod tests {
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(1500));
         metrics.throttle_delayed(Limit::Device, Duration::from_millis(500));
         metrics.throttle_refused(Limit::DailyMessages);
+        metrics.drained(7);
+        let readings = Readings {
+            waiting: 3,
+            admitted: 20,
+            left: 2,
+            waited: Duration::from_millis(1500),
+        };
+        metrics.set_admission("mqtt", readings);
+        metrics.partition(PartitionId(1)).set_inflight(4096);
         metrics.synced(Duration::from_millis(3));
         metrics.sync_failed();
         metrics.recovered(Duration::from_millis(40));
@@ -341,6 +370,14 @@ mod tests {
             "forebay_credentials_refused_total{reason=\"scope\"} 0",
             "forebay_handshakes_total{outcome=\"resumed\"} 2",
             "forebay_sessions{kind=\"device\"} 1",
+            "forebay_sessions_drained_total 7",
+            "forebay_admission_waiting{door=\"mqtt\"} 3",
+            "forebay_admitted_total{door=\"mqtt\"} 20",
+            "forebay_admitted_total{door=\"quic\"} 0",
+            "forebay_admission_left_total{door=\"mqtt\"} 2",
+            "forebay_admission_wait_seconds_total{door=\"mqtt\"} 1.5",
+            "forebay_backpressure_seconds_total{cause=\"partition_inflight\"} 0",
+            "forebay_partition_inflight_bytes{partition=\"1\"} 4096",
             "forebay_http_requests_total{route=\"device_events\",status=\"204\"} 2",
             "forebay_http_requests_total{route=\"none\",status=\"other\"} 1",
             "forebay_websockets_opened_total{protocol=\"mqtt\"} 1",

@@ -100,11 +100,14 @@ series! {
             "Commands, mostly batches, that wait for a shard."
             "Some under load. Hundreds for minutes: shards do not keep up. Give the hub more cores, or spread devices over more hubs.";
         INFLIGHT = Gauge "forebay_inflight_bytes" { }
-            "Bytes received and not yet acknowledged."
+            "Bytes received and not in the log yet."
             "Bounded by shard.inflight_bytes_max for each shard. At the bound sessions are no longer read: see forebay_backpressure_seconds_total.";
-        BACKPRESSURE = Counter "forebay_backpressure_seconds_total" { cause: "`shard_inflight`: the shard's budget of bytes was used up; `disk_full`: partitions had no room to append" }
-            "Time for which sessions were not read, by cause."
-            "Nothing is lost: devices wait, and buffer. shard_inflight: more comes than the disk or the processor takes; if it lasts beyond a spike, add disk speed or hubs. disk_full: make room.";
+        INFLIGHT_OF = Gauge "forebay_partition_inflight_bytes" { partition: "number" }
+            "Bytes received for a partition and not in its log yet."
+            "Bounded by shard.partition_inflight_bytes_max. One partition at the bound and the others near nothing: a few devices send most; the others are served all the same.";
+        BACKPRESSURE = Counter "forebay_backpressure_seconds_total" { cause: "`session_inflight`: as much as a session may have was not acknowledged; `partition_inflight`: a partition's budget of bytes was used up; `shard_inflight`: the shard's was; `disk_full`: partitions had no room to append" }
+            "Time for which sessions were not read, by cause, summed over sessions; a wait counts while it lasts."
+            "Nothing is lost: devices wait, and buffer. Its rate is how many wait at a time. session_inflight: these devices send faster than the disk syncs; a few in a spike are normal. partition_inflight: one partition has most of the load. shard_inflight: more comes than the disk or the processor takes; if it lasts beyond a spike, add disk speed or hubs. disk_full: make room.";
     }
     "Consumers" {
         DELIVERED = Counter "forebay_messages_delivered_total" { }
@@ -156,12 +159,27 @@ series! {
         SESSIONS = Gauge "forebay_sessions" { kind: "`device` over any protocol, `service` over QUIC" }
             "Open sessions."
             "A sudden fall: the network, the certificate, or a hub that closed them, see forebay_connections_closed_total. At quic.sessions_max newcomers are refused.";
+        DRAINED = Counter "forebay_sessions_drained_total" { }
+            "Device sessions that a stop of the hub has told to go."
+            "Rises at process.drain_sessions_per_second while the hub drains; with forebay_sessions it says how far that is.";
         CLOSED = Counter "forebay_connections_closed_total" { reason: "close code of the native protocol: `normal`, `draining`, `malformed_frame`, `unsupported_version`, `frame_too_large`, `message_too_large`, `unexpected_frame`, `sequence_gap`, `stale_epoch`, `invalid_message`, `unauthorized`, `device_disabled`, `device_deleted`, `token_expired`, `taken_over`, `forbidden`, `busy`, `too_slow`, `internal`" }
             "Connections the hub closed, by close code."
             "taken_over steadily: two devices share one identity. busy: limits are reached. token_expired: clients renew too late. internal: a partition is closed. The others are faults of clients.";
         HANDSHAKES = Counter "forebay_handshakes_total" { outcome: "`full`, `resumed`, `retried` (told to prove its address first), `refused` (over quic.sessions_max), `unauthorized`, `timed_out`, `failed`" }
             "Handshakes of the native protocol, by outcome."
             "A storm of full and retried ones: the fleet comes back, at quic.handshakes_per_second; wait. failed: a certificate that devices do not trust, or hostile traffic. timed_out: too little processor or a bad network.";
+        ADMISSION_WAITING = Gauge "forebay_admission_waiting" { door: "`quic`, `mqtt`, `amqp`, `https`" }
+            "Connections that wait for the turn of their handshake."
+            "A fleet comes back; it is let in at the door's handshakes_per_second so that those who stayed are served. Divided by that rate it is how long the last one waits: above some 10 s clients give up and come again. Raise the rate if the processor has room.";
+        ADMITTED = Counter "forebay_admitted_total" { door: "as of forebay_admission_waiting" }
+            "Connections whose handshake got its turn."
+            "Its rate at the door's handshakes_per_second for long, without a fleet that comes back: clients connect for every message. Let them keep their connections.";
+        ADMISSION_LEFT = Counter "forebay_admission_left_total" { door: "as of forebay_admission_waiting" }
+            "Connections that got no turn: they gave up, or the line was too long."
+            "They come again. Steadily: the door's handshakes_per_second is too low for the fleet, or somebody opens connections and leaves.";
+        ADMISSION_WAIT = Counter "forebay_admission_wait_seconds_total" { door: "as of forebay_admission_waiting" }
+            "Time that connections waited for the turn of their handshake."
+            "Divided by forebay_admitted_total it is the mean wait of a newcomer.";
         AUTH_REFUSED = Counter "forebay_credentials_refused_total" { reason: "`missing`, `malformed`, `expired`, `scope`, `signature`, `unknown_policy`, `unknown_identity`, `wrong_kind`, `certificate_malformed`, `certificate_expired`, `thumbprint`, `common_name`, `chain`, `unknown_host`, `not_permitted`, `device_not_found`, `module_not_found`, `disabled`, `unavailable`" }
             "Refused credentials, by reason."
             "expired: clocks of devices, or tokens that are not renewed. signature and thumbprint: keys were changed on one side. unknown_identity: devices that nobody created, or somebody guesses. unknown_host: identity.host_names lacks a name.";

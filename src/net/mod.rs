@@ -12,7 +12,10 @@
 //!
 //! Deliberately does not know protocols, or why a host refuses.
 
-use std::future::{Future, ready};
+pub mod admission;
+pub mod shutdown;
+
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -53,9 +56,7 @@ pub trait Host: Send + Sync + 'static {
 
     /// Waits for a connection's turn before its handshake costs anything; `false`: it is refused. The time waited here does
     /// not count against `handshake_timeout`. Dropped if the peer leaves or the host stops meanwhile.
-    fn admitted(&self) -> impl Future<Output = bool> {
-        ready(true)
-    }
+    fn admitted(&self) -> impl Future<Output = bool>;
 
     /// Serves a connection until it ends, on its arbiter's thread. `chain`: what the client proved to be, its own
     /// certificate first; empty if it showed none.
@@ -166,11 +167,16 @@ async fn has_turn<H: Host>(host: &H, stream: &TcpStream) -> bool {
     tokio::select! {
         biased;
         admitted = host.admitted() => admitted,
-        // Readiness of this kind is only that the peer has closed: its hello, which waits unread, is not. Clients give up
-        // and come again; the turns of those who left are for those who stay.
-        _ = stream.ready(Interest::PRIORITY) => false,
+        () = closed(stream) => false,
         () = host.stopped() => false,
     }
+}
+
+/// Completes when the peer has closed a connection whose bytes nobody reads yet. Clients give up and come again; the turns
+/// of those who left are for those who stay.
+pub async fn closed(stream: &TcpStream) {
+    // Readiness of this kind is only that: a hello, which waits unread, is not.
+    let _ = stream.ready(Interest::PRIORITY).await;
 }
 
 #[cfg(test)]

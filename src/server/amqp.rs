@@ -24,6 +24,7 @@ pub(super) fn settings(config: &Config, plain_listen: Option<SocketAddr>) -> amq
         plain_listen,
         connections_max: config.amqp.connections_max as usize,
         handshake_timeout: config.amqp.handshake_timeout,
+        handshakes_per_second: config.amqp.handshakes_per_second,
         idle_timeout: config.amqp.idle_timeout,
         window_bytes: bytes(config.amqp.window_bytes),
         sessions_max: u16::try_from(config.amqp.sessions_max).unwrap_or(u16::MAX),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  start:  state ─> log (recovery) ─> duplicate filters ─> shards ─> syncer, keeper ─> doors ─> ready
-//!  stop:   not ready ─> doors refuse ─> sessions told to go ─> appends acknowledged, filters stored ─> sync ─> end
+//!  stop:   not ready ─> doors refuse ─> devices told to go, at a pace ─> consumers and services told to go
+//!          ─> appends acknowledged, filters stored ─> sync ─> end
 //! ```
 //!
 //! Everything is checked before the first port opens. A stop is over within the configured time; what it cuts short is
@@ -11,6 +12,7 @@
 mod amqp;
 pub mod certificate;
 pub mod demo;
+mod drain;
 pub mod logging;
 mod mqtt;
 mod openapi;
@@ -48,6 +50,7 @@ use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardF
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, SequenceNumber, UtcMillis};
+use crate::net::admission::Admission;
 use crate::service::amqp::Services;
 use crate::service::eventhubs::{self, EventHubs};
 use crate::service::rest::Rest;
@@ -55,7 +58,8 @@ use crate::session::amqp::Devices as AmqpDevices;
 use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
 use crate::shard::Durability;
-use crate::shard::actor::{End, Poll, ShardActor, Stop};
+use crate::shard::actor::{End, Poll, ShardActor};
+use crate::shard::budget::{Budgets, Cause};
 use crate::shard::filter::DuplicateFilter;
 use crate::shard::inbox::Inbox;
 use crate::shard::keeper::Keeper;
@@ -138,7 +142,7 @@ pub struct Server {
     throttles: Arc<Throttles>,
     presence: presence::Keeping,
     syncer: Option<Syncer>,
-    drain_timeout: Duration,
+    drain: drain::Pace,
     // Last: the directory stays taken until everything above is gone.
     _log: Log<DiskStorage>,
 }
@@ -314,8 +318,13 @@ impl Server {
             Arc::new(ThrottleFacts(metrics.clone())),
         )?);
         let readiness = Arc::new(Readiness::default());
-        let budget = u32::try_from(config.shard.inflight_bytes_max.0).unwrap_or(u32::MAX);
-        let inboxes: Vec<_> = (0..settings.shards).map(|_| Inbox::new(budget)).collect();
+        let bytes = |bytes: crate::config::Bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX);
+        let (of_shard, of_partition) = (
+            bytes(config.shard.inflight_bytes_max),
+            bytes(config.shard.partition_inflight_bytes_max),
+        );
+        let budgets = || Budgets::new(of_shard, of_partition, partition_count);
+        let inboxes: Vec<_> = (0..settings.shards).map(|_| Inbox::new(budgets())).collect();
         let partitions = owned.iter().map(|(_, partition, _)| partition.clone()).collect();
         let router = Arc::new(Router::new(inboxes, partitions));
         let arbiters: Vec<Arbiter> = (0..settings.shards).map(|_| Arbiter::new()).collect();
@@ -475,12 +484,13 @@ impl Server {
         actix_rt::spawn(sweeper::sweep(swept, clock.clone(), partition_count));
         let presence = presence::Keeping::start(presence, clock.clone(), partition_count);
         let facts = Arc::new(HttpFacts(metrics.clone()));
+        let https_admission = Arc::new(Admission::new(config.https.handshakes_per_second));
         let site = http::Site::new(settings.https.clone(), facts, clock, &*entropy)
             .with(Arc::new(devices))
             .with(Arc::new(rest))
             .with_tunnel(Arc::new(AmqpTunnel(amqp_door.clone())))
             .with_tunnel(Arc::new(MqttTunnel(mqtt_door.clone())));
-        let (https, https_handle) = http::serve::serve(listener, site, tls.https)?;
+        let (https, https_handle) = http::serve::serve(listener, site, tls.https, https_admission.clone())?;
         actix_rt::spawn(https);
 
         let listener =
@@ -497,7 +507,13 @@ impl Server {
         let ops_handle = ops.handle();
         actix_rt::spawn(ops);
         let told = (recorder, events);
-        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told));
+        let admissions = [
+            ("quic", door.admission.clone()),
+            ("mqtt", mqtt_door.admission.clone()),
+            ("amqp", amqp_door.admission.clone()),
+            ("https", https_admission),
+        ];
+        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told, admissions));
         let (running, was_unclean) = Running::begin(data).context("the mark of a hub that runs")?;
         let damaged = recovered.iter().filter(|partition| partition.damage.is_some());
         metrics.started(was_unclean, damaged.count() as u64);
@@ -532,7 +548,10 @@ impl Server {
             throttles,
             presence,
             syncer,
-            drain_timeout: config.process.drain_timeout,
+            drain: drain::Pace {
+                sessions_per_second: config.process.drain_sessions_per_second,
+                timeout: config.process.drain_timeout,
+            },
             _log: log,
         })
     }
@@ -553,20 +572,23 @@ impl Server {
         self.door.readers.positions().len()
     }
 
-    /// Drains: refuses newcomers, tells sessions to go, acknowledges what was taken, stores filters, syncs. Whether all
+    /// Drains: refuses newcomers, tells devices to go and then everybody else, acknowledges what was taken, stores filters,
+    /// syncs. Whether all
     /// of it was done in the configured time; if not, what is missing is only unacknowledged work.
     pub async fn stop(mut self, reason: &str) -> bool {
-        let deadline = Instant::now() + self.drain_timeout;
+        let deadline = Instant::now() + self.drain.timeout;
         self.readiness.set_phase(Phase::Draining);
-        self.door.stop();
-        self.amqp.stop();
-        self.mqtt.stop();
-        let https_stopped = actix_rt::spawn(self.https.stop(true));
-        for actor in &self.actors {
-            actor.do_send(Stop {
-                reason: reason.to_owned(),
-            });
+        for door in [&self.door.shutdown, &self.amqp.shutdown, &self.mqtt.shutdown] {
+            door.refuse();
         }
+        self.https.refuse().await;
+        // The rest of the time is for who does not go, and for consumers.
+        let devices_deadline = deadline - self.drain.timeout / 4;
+        drain::dismiss(&self.actors, self.drain, &self.metrics, reason, devices_deadline).await;
+        for door in [&self.door.shutdown, &self.amqp.shutdown, &self.mqtt.shutdown] {
+            door.stop();
+        }
+        let https_stopped = actix_rt::spawn(self.https.stop(true));
         let mut is_clean = false;
         while Instant::now() < deadline {
             let mut is_idle = self.sessions() == 0;
@@ -792,17 +814,29 @@ async fn beat(readiness: Arc<Readiness>, thread: usize) {
     }
 }
 
+fn backpressure(cause: Cause) -> Backpressure {
+    match cause {
+        Cause::Session => Backpressure::Session,
+        Cause::Partition => Backpressure::Partition,
+        Cause::Shard => Backpressure::Shard,
+    }
+}
+
 /// Takes the figures that nobody pushes.
 async fn sample(
     metrics: Arc<Metrics>,
     router: Arc<Router<DiskStorage>>,
     door: Arc<Door>,
     (recorder, events): (Recorder, Events),
+    admissions: [(&'static str, Arc<Admission>); 4],
 ) {
     let mut sampled = Instant::now();
     loop {
         let now = Instant::now();
         metrics.passed(now.duration_since(std::mem::replace(&mut sampled, now)));
+        for (door, admission) in &admissions {
+            metrics.set_admission(door, admission.readings());
+        }
         let names = EventKind::ALL.iter().map(|kind| kind.name());
         metrics.set_events(names.zip(recorder.recorded()), events.dropped());
         for partition in router.partitions() {
@@ -810,12 +844,17 @@ async fn sample(
             let statistics = partition.view.statistics();
             cell.set_size(statistics.bytes, statistics.segments);
             cell.set_next_sequence(partition.view.durable().0);
+            let id = partition.view.partition();
+            let inflight = router.inbox(id).budgets.partition_inflight_bytes(id);
+            cell.set_inflight(inflight.into());
         }
         for (shard, inbox) in router.inboxes().iter().enumerate() {
             let cell = metrics.shard(shard);
             cell.set_queue(inbox.depth() as u64);
-            cell.set_inflight(u64::from(inbox.inflight_bytes()));
-            cell.set_backpressure(Backpressure::Shard, inbox.backpressure_ns());
+            cell.set_inflight(u64::from(inbox.budgets.inflight_bytes()));
+            for cause in Cause::ALL {
+                cell.set_backpressure(backpressure(cause), inbox.budgets.waited_ns(cause));
+            }
         }
         for (group, partition, next) in door.readers.positions() {
             if let Some(position) = metrics.position(&group, partition) {

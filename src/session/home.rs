@@ -134,10 +134,11 @@ impl Drop for Closing {
 mod tests {
     use super::*;
     use crate::session::tests::{Asking, OPENED, SESSION, asking, opened, popped_open};
+    use crate::shard::budget::Budgets;
     use crate::shard::inbox::Full;
 
     fn inbox() -> Arc<Inbox> {
-        Inbox::new(1 << 20)
+        Inbox::new(Budgets::new(1 << 20, 1 << 20, 1))
     }
 
     fn is_closed(inbox: &Inbox) -> bool {

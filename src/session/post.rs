@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use super::home;
 use crate::hub::Authenticated;
 use crate::log::DiskStorage;
+use crate::shard::budget::Waiting;
 use crate::shard::command::{Messages, Post, PostError};
 use crate::shard::router::Router;
 
@@ -37,19 +38,22 @@ pub async fn post(
     let received = Instant::now();
     let partition = router.partition_of(&identity.identity.device);
     let inbox = router.inbox(partition);
-    let budget_bytes = inbox.price(messages.payload.len());
-    if !inbox.try_reserve(budget_bytes) {
-        let reserved = tokio::time::timeout(busy_timeout, inbox.reserve(budget_bytes)).await;
-        inbox.add_backpressure_ns(received.elapsed().as_nanos() as u64);
-        reserved.map_err(|_| Unstored::NoRoom)?;
-    }
+    let price = inbox.budgets.price(messages.payload.len());
+    let reserved = match inbox.budgets.try_reserve(partition, price) {
+        Ok(reserved) => reserved,
+        Err(cause) => {
+            let _waiting = Waiting::begin(&inbox.budgets, cause);
+            let reserved = tokio::time::timeout(busy_timeout, inbox.budgets.reserve(partition, price)).await;
+            reserved.map_err(|_| Unstored::NoRoom)?
+        }
+    };
     let (reply, answer) = oneshot::channel();
     // Nothing may come between the reservation and this: the post gives the budget back.
     inbox.push_post(Post {
         partition,
         origin: home::origin(identity),
         messages,
-        budget_bytes,
+        reserved,
         received,
         submitted: Instant::now(),
         reply,

@@ -1,7 +1,7 @@
 //! A session's telemetry on its way to the home shard, apart from how its door reads it.
 //!
 //! ```text
-//!   the door's batches ──pulled──> throttles ──> budget ──> home shard ── durable ──> acknowledged
+//!   the door's batches ──pulled──> throttles ──> budgets ──> home shard ── durable ──> acknowledged
 //!                                     └ until when └ blocked, in line
 //! ```
 //!
@@ -18,7 +18,9 @@ use std::time::Instant;
 use super::home::HomeSession;
 use crate::hub::Throttles;
 use crate::hub::throttle::{Gate, Pace};
+use crate::model::PartitionId;
 use crate::model::time::Clock;
+use crate::shard::budget::{Cause, Reserved, Waiting};
 use crate::shard::command::{Append, SessionId};
 use crate::shard::inbox::Inbox;
 use crate::shard::link::SessionLink;
@@ -27,6 +29,7 @@ use crate::wire::batch::Batch;
 /// One session's batches. They carry consecutive sequences of the session's epoch, from `Opened::last_sequence` on.
 pub struct Telemetry {
     session: SessionId,
+    partition: PartitionId,
     inbox: Arc<Inbox>,
     link: Arc<SessionLink>,
     clock: Arc<dyn Clock>,
@@ -35,11 +38,21 @@ pub struct Telemetry {
     pace: Pace,
     /// The next batch, if it waits for them.
     paced: Option<Paced>,
-    /// The next batch, its price, and since when it waits for the budget.
-    blocked: Option<(Batch, u32, Instant)>,
+    /// The next batch, if it waits for the budgets.
+    blocked: Option<Blocked>,
     /// Last sequence and price of what is handed over and not acknowledged.
     inflight: VecDeque<(u64, u32)>,
     inflight_bytes: u64,
+    /// Counts the time in which that is too much.
+    full: Option<Waiting>,
+}
+
+/// A batch that waits for room among those on their way.
+struct Blocked {
+    batch: Batch,
+    price: u32,
+    received: Instant,
+    _waiting: Waiting,
 }
 
 /// A batch that waits for its turn.
@@ -67,6 +80,7 @@ impl Telemetry {
     pub fn new(home: &HomeSession, throttles: &Arc<Throttles>, clock: Arc<dyn Clock>, inflight_bytes_max: u32) -> Self {
         Self {
             session: home.session,
+            partition: home.partition,
             inbox: home.inbox.clone(),
             link: home.link.clone(),
             clock,
@@ -76,6 +90,7 @@ impl Telemetry {
             blocked: None,
             inflight: VecDeque::new(),
             inflight_bytes: 0,
+            full: None,
         }
     }
 
@@ -93,11 +108,18 @@ impl Telemetry {
             let Some((batch, received)) = paced.and_then(|paced| self.pass(paced, *now)) else {
                 return;
             };
-            let price = self.inbox.price(batch.payload.len());
-            if self.inbox.try_reserve(price) {
-                self.submit(batch, price, received);
-            } else {
-                self.blocked = Some((batch, price, received));
+            let budgets = &self.inbox.budgets;
+            let price = budgets.price(batch.payload.len());
+            match budgets.try_reserve(self.partition, price) {
+                Ok(reserved) => self.submit(batch, reserved, received),
+                Err(cause) => {
+                    self.blocked = Some(Blocked {
+                        batch,
+                        price,
+                        received,
+                        _waiting: Waiting::begin(budgets, cause),
+                    });
+                }
             }
         }
     }
@@ -107,21 +129,20 @@ impl Telemetry {
         self.blocked.is_none() && self.paced.is_none() && self.inflight_bytes < self.inflight_bytes_max
     }
 
-    /// Whether a batch waits for the shard's budget: then `unblocked` is to be waited for.
+    /// Whether a batch waits for the budgets: then `unblocked` is to be waited for.
     pub fn is_blocked(&self) -> bool {
         self.blocked.is_some()
     }
 
-    /// Hands over the batch that waits for the shard's budget, once there is enough; waits for ever if none does.
+    /// Hands over the batch that waits for the budgets, once there is enough; waits for ever if none does.
     /// Cancelling the wait leaves the batch where it is.
     pub async fn unblocked(&mut self) {
-        let Some((_, price, _)) = self.blocked else {
+        let Some(blocked) = &self.blocked else {
             return std::future::pending().await;
         };
-        self.inbox.reserve(price).await;
-        let (batch, price, since) = self.blocked.take().expect("looked at above");
-        self.inbox.add_backpressure_ns(since.elapsed().as_nanos() as u64);
-        self.submit(batch, price, since);
+        let reserved = self.inbox.budgets.reserve(self.partition, blocked.price).await;
+        let Blocked { batch, received, .. } = self.blocked.take().expect("looked at above");
+        self.submit(batch, reserved, received);
     }
 
     /// When the batch that waits for the throttles may go on.
@@ -134,6 +155,9 @@ impl Telemetry {
         let acknowledged = self.link.acknowledged();
         while let Some((_, price)) = self.inflight.pop_front_if(|(last, _)| *last <= acknowledged) {
             self.inflight_bytes -= u64::from(price);
+        }
+        if self.inflight_bytes < self.inflight_bytes_max {
+            self.full = None;
         }
         acknowledged
     }
@@ -162,15 +186,18 @@ impl Telemetry {
         None
     }
 
-    /// The budget is taken: the append gives it back.
-    fn submit(&mut self, batch: Batch, price: u32, received: Instant) {
-        self.inflight.push_back((batch.last_sequence(), price));
-        self.inflight_bytes += u64::from(price);
+    /// What is reserved goes with the batch: the shard gives it back.
+    fn submit(&mut self, batch: Batch, reserved: Reserved, received: Instant) {
+        self.inflight.push_back((batch.last_sequence(), reserved.bytes()));
+        self.inflight_bytes += u64::from(reserved.bytes());
+        if self.full.is_none() && self.inflight_bytes >= self.inflight_bytes_max {
+            self.full = Some(Waiting::begin(&self.inbox.budgets, Cause::Session));
+        }
         let submitted = Instant::now();
         self.inbox.push_append(Append {
             session: self.session,
             batch,
-            budget_bytes: price,
+            reserved,
             received,
             submitted,
         });
@@ -184,13 +211,13 @@ mod tests {
     use super::*;
     use crate::hub::throttle::Rate;
     use crate::session::tests::{Hub, OPENED, opened};
+    use crate::shard::budget::{APPEND_BUDGET_BYTES_MIN as PRICE, Budgets};
     use crate::shard::command::Command;
-    use crate::shard::inbox::APPEND_BUDGET_BYTES_MIN as PRICE;
     use crate::wire::batch::BatchBuilder;
 
     /// A session whose shard's budget and own room are so many of the smallest batches.
     async fn telemetry(budget: u32, room: u32, rate: Rate) -> (Telemetry, HomeSession) {
-        let inbox = Inbox::new(budget * PRICE);
+        let inbox = Inbox::new(Budgets::new(budget * PRICE, budget * PRICE, 1));
         let home = opened(&inbox, Ok(OPENED)).await.unwrap();
         let hub = Hub::new();
         let throttles = hub.throttles(|_| rate);
@@ -213,13 +240,18 @@ mod tests {
         sequences.map(batch).collect()
     }
 
-    /// What the shard gets, in order.
-    fn handed_over(home: &HomeSession) -> Vec<u64> {
+    /// What the shard gets, in order, and what it is to give back.
+    fn taken(home: &HomeSession) -> (Vec<u64>, Vec<Reserved>) {
         let appends = std::iter::from_fn(|| home.inbox.pop()).map(|command| match command {
-            Command::Append(append) if append.session == home.session => append.batch.first_sequence,
+            Command::Append(append) if append.session == home.session => (append.batch.first_sequence, append.reserved),
             other => panic!("no append of the session: {other:?}"),
         });
-        appends.collect()
+        appends.unzip()
+    }
+
+    /// What the shard gets, and keeps.
+    fn handed_over(home: &HomeSession) -> Vec<u64> {
+        taken(home).0
     }
 
     #[tokio::test]
@@ -231,12 +263,15 @@ mod tests {
         // What the door has already goes over: it stops reading then.
         assert_eq!(handed_over(&home), [10, 11, 12]);
         assert!(!telemetry.has_room() && !telemetry.is_idle());
+        let budgets = home.inbox.budgets.clone();
+        assert_eq!(budgets.waiting(Cause::Session), 1);
         home.link.acknowledge(10);
         assert_eq!(telemetry.take_acknowledged(), 10);
         assert!(!telemetry.has_room());
         home.link.acknowledge(11);
         telemetry.take_acknowledged();
         assert!(telemetry.has_room() && !telemetry.is_acknowledged());
+        assert_eq!(budgets.waiting(Cause::Session), 0);
         home.link.acknowledge(12);
         telemetry.take_acknowledged();
         assert!(telemetry.is_idle());
@@ -247,21 +282,25 @@ mod tests {
         let (mut telemetry, home) = telemetry(2, 100, Rate::NONE).await;
         let mut batches = batches(10..=14);
         telemetry.hand_over(|| batches.pop_front());
-        assert_eq!(handed_over(&home), [10, 11]);
+        let (sequences, mut reserved) = taken(&home);
+        assert_eq!(sequences, [10, 11]);
         assert!(telemetry.is_blocked() && !telemetry.has_room());
+        assert_eq!(home.inbox.budgets.waiting(Cause::Partition), 1);
         assert_eq!(batches.len(), 2, "one waits here, the others with the door");
         telemetry.hand_over(|| batches.pop_front());
         let waited = tokio::time::timeout(Duration::from_secs(1), telemetry.unblocked()).await;
         assert!(waited.is_err(), "there is no budget");
-        home.inbox.release(PRICE);
+        home.inbox.release(reserved.remove(0));
         telemetry.unblocked().await;
         telemetry.hand_over(|| batches.pop_front());
-        assert_eq!(handed_over(&home), [12]);
-        home.inbox.release(2 * PRICE);
+        let (sequences, more) = taken(&home);
+        assert_eq!(sequences, [12]);
+        reserved.into_iter().chain(more).for_each(|one| home.inbox.release(one));
         telemetry.unblocked().await;
         telemetry.hand_over(|| batches.pop_front());
         assert_eq!(handed_over(&home), [13, 14]);
         assert!(!telemetry.is_blocked());
+        assert_eq!(home.inbox.budgets.waiting(Cause::Partition), 0);
     }
 
     #[tokio::test]

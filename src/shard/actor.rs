@@ -22,10 +22,17 @@ const DRAIN_COMMANDS_MAX: usize = 512;
 #[rtype(result = "()")]
 pub struct Wake;
 
-/// Stop taking sessions and tell the running ones to go.
+/// Stop taking sessions; answered with how many there are.
 #[derive(Message)]
-#[rtype(result = "()")]
-pub struct Stop {
+#[rtype(result = "usize")]
+pub struct Stop;
+
+/// Tell so many of the sessions that a stop found to go; answered with how many were told, fewer only if there are no
+/// more.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct Dismiss {
+    pub count: usize,
     pub reason: String,
 }
 
@@ -152,12 +159,21 @@ impl<S: Storage, O: Observer + Unpin + 'static> Handler<Wake> for ShardActor<S, 
 }
 
 impl<S: Storage, O: Observer + Unpin + 'static> Handler<Stop> for ShardActor<S, O> {
-    type Result = ();
+    type Result = usize;
 
-    fn handle(&mut self, stop: Stop, _: &mut Self::Context) {
-        self.shard.stop(&stop.reason);
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) -> usize {
+        self.shard.stop();
         self.shard.take_snapshots();
         self.progress();
+        self.shard.session_count()
+    }
+}
+
+impl<S: Storage, O: Observer + Unpin + 'static> Handler<Dismiss> for ShardActor<S, O> {
+    type Result = usize;
+
+    fn handle(&mut self, dismiss: Dismiss, _: &mut Self::Context) -> usize {
+        self.shard.dismiss(dismiss.count, &dismiss.reason)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::budget::Reserved;
 use super::link::SessionLink;
 use crate::hub::filter::DeviceKey;
 use crate::model::{Epoch, Generation, PartitionId};
@@ -81,8 +82,8 @@ pub enum OpenError {
 pub struct Append {
     pub session: SessionId,
     pub batch: Batch,
-    /// Taken from the shard's in-flight budget; given back once the batch stands in the log.
-    pub budget_bytes: u32,
+    /// Given back once the batch stands in the log.
+    pub reserved: Reserved,
     /// When the door had the whole batch.
     pub received: Instant,
     /// When the door handed it over.
@@ -97,8 +98,8 @@ pub struct Post {
     /// Who sends; without an epoch.
     pub origin: Origin,
     pub messages: Messages,
-    /// Taken from the shard's in-flight budget; given back once the messages stand in the log.
-    pub budget_bytes: u32,
+    /// Given back once the messages stand in the log.
+    pub reserved: Reserved,
     /// When the door had all of it.
     pub received: Instant,
     /// When the door handed it over.

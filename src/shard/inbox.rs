@@ -1,23 +1,21 @@
-//! The bounded queue in front of a shard, and the budget that keeps it from filling.
+//! The bounded queue in front of a shard; the budgets keep it from filling.
 //!
 //! A hop between threads is the dearest thing on the path, so it carries a wake-up only when the shard is not already
 //! awake: any number of commands pushed before the shard drains share one.
 //!
-//! Invariant: a batch enters only with bytes from the budget, at least `APPEND_BUDGET_BYTES_MIN` of them, so
+//! Invariant: a batch enters only with bytes from the budgets, at least `APPEND_BUDGET_BYTES_MIN` of them, so
 //! that appends alone can never fill the queue.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
-use tokio::sync::Semaphore;
 
+use super::budget::{APPEND_BUDGET_BYTES_MIN, Budgets, Reserved};
 use super::command::Command;
 
 /// Commands other than appends that may wait at a time; more are refused with "busy".
 const CONTROL_COMMANDS_MAX: usize = 16 * 1024;
-/// What the smallest append takes from the budget.
-pub const APPEND_BUDGET_BYTES_MIN: u32 = 4 * 1024;
 
 /// Something that makes the owner of the queue drain it soon.
 pub trait Waker: Send + Sync {
@@ -27,11 +25,10 @@ pub trait Waker: Send + Sync {
 /// One per shard, shared by all doors.
 pub struct Inbox {
     commands: ArrayQueue<Command>,
-    budget: Semaphore,
-    budget_bytes: u32,
+    /// What may be on its way into the log.
+    pub budgets: Arc<Budgets>,
     is_awake: AtomicBool,
     waker: std::sync::OnceLock<Box<dyn Waker>>,
-    backpressure_ns: AtomicU64,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -48,16 +45,12 @@ impl std::fmt::Debug for Inbox {
 pub struct Full;
 
 impl Inbox {
-    /// `budget_bytes`: bytes of batches that may be on their way into the log.
-    pub fn new(budget_bytes: u32) -> Arc<Self> {
-        let appends_max = (budget_bytes / APPEND_BUDGET_BYTES_MIN) as usize;
+    pub fn new(budgets: Budgets) -> Arc<Self> {
         Arc::new(Self {
-            commands: ArrayQueue::new(appends_max + CONTROL_COMMANDS_MAX),
-            budget: Semaphore::new(budget_bytes as usize),
-            budget_bytes,
+            commands: ArrayQueue::new(budgets.batches_max() + CONTROL_COMMANDS_MAX),
+            budgets: Arc::new(budgets),
             is_awake: AtomicBool::new(false),
             waker: std::sync::OnceLock::new(),
-            backpressure_ns: AtomicU64::new(0),
         })
     }
 
@@ -67,42 +60,9 @@ impl Inbox {
         self.wake();
     }
 
-    /// What a batch of this size takes from the budget. A batch larger than the whole budget takes all of it.
-    pub fn price(&self, batch_bytes: usize) -> u32 {
-        u32::try_from(batch_bytes)
-            .unwrap_or(u32::MAX)
-            .clamp(APPEND_BUDGET_BYTES_MIN, self.budget_bytes)
-    }
-
-    /// Takes from the budget if there is enough now.
-    pub fn try_reserve(&self, bytes: u32) -> bool {
-        match self.budget.try_acquire_many(bytes) {
-            Ok(permit) => {
-                permit.forget();
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
-    /// Waits for the budget, in the order of asking. Cancelling the wait takes nothing.
-    pub async fn reserve(&self, bytes: u32) {
-        let permit = self
-            .budget
-            .acquire_many(bytes)
-            .await
-            .expect("the budget is never closed");
-        permit.forget();
-    }
-
     /// The shard's alone, once a batch stands in the log.
-    pub(crate) fn release(&self, bytes: u32) {
-        self.budget.add_permits(bytes as usize);
-    }
-
-    /// Bytes of batches on their way now.
-    pub fn inflight_bytes(&self) -> u32 {
-        self.budget_bytes - u32::try_from(self.budget.available_permits()).unwrap_or(self.budget_bytes)
+    pub(crate) fn release(&self, reserved: Reserved) {
+        self.budgets.release(reserved);
     }
 
     /// Commands waiting now.
@@ -112,16 +72,16 @@ impl Inbox {
 
     /// Queues an append that has its budget.
     pub fn push_append(&self, append: super::command::Append) {
-        self.push_paid(append.budget_bytes, Command::Append(append));
+        self.push_paid(append.reserved.bytes(), Command::Append(append));
     }
 
     /// Queues a post that has its budget.
     pub fn push_post(&self, post: super::command::Post) {
-        self.push_paid(post.budget_bytes, Command::Post(Box::new(post)));
+        self.push_paid(post.reserved.bytes(), Command::Post(Box::new(post)));
     }
 
-    fn push_paid(&self, budget_bytes: u32, command: Command) {
-        assert!(budget_bytes >= APPEND_BUDGET_BYTES_MIN);
+    fn push_paid(&self, bytes: u32, command: Command) {
+        assert!(bytes >= APPEND_BUDGET_BYTES_MIN);
         // Control commands leave room for everything the budget allows.
         self.commands.push(command).expect("the budget bounds the appends");
         self.wake();
@@ -158,15 +118,6 @@ impl Inbox {
         self.is_awake.store(false, Ordering::Release);
         std::sync::atomic::fence(Ordering::SeqCst);
     }
-
-    /// Time that sessions spent waiting for the budget, summed over sessions.
-    pub fn backpressure_ns(&self) -> u64 {
-        self.backpressure_ns.load(Ordering::Relaxed)
-    }
-
-    pub fn add_backpressure_ns(&self, ns: u64) {
-        self.backpressure_ns.fetch_add(ns, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
@@ -183,7 +134,7 @@ mod tests {
 
     #[test]
     fn commands_pushed_before_a_drain_share_one_wake_up() {
-        let inbox = Inbox::new(1 << 20);
+        let inbox = Inbox::new(Budgets::new(1 << 20, 1 << 20, 1));
         let wakes = Arc::new(AtomicUsize::new(0));
         inbox.set_waker(Box::new(Count(wakes.clone())));
         for n in 0..5 {
@@ -201,24 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_bounds_what_is_on_its_way() {
-        let inbox = Inbox::new(64 * 1024);
-        assert_eq!(inbox.price(1), APPEND_BUDGET_BYTES_MIN);
-        assert_eq!(
-            inbox.price(10 << 20),
-            64 * 1024,
-            "a batch above the budget can still pass alone"
-        );
-        assert!(inbox.try_reserve(60 * 1024));
-        assert!(!inbox.try_reserve(8 * 1024));
-        assert_eq!(inbox.inflight_bytes(), 60 * 1024);
-        inbox.release(60 * 1024);
-        assert!(inbox.try_reserve(64 * 1024));
-    }
-
-    #[test]
     fn a_full_queue_refuses_control_commands() {
-        let inbox = Inbox::new(APPEND_BUDGET_BYTES_MIN);
+        let inbox = Inbox::new(Budgets::new(APPEND_BUDGET_BYTES_MIN, APPEND_BUDGET_BYTES_MIN, 1));
         let close = || Command::Close(super::super::command::SessionId(0));
         for _ in 0..CONTROL_COMMANDS_MAX {
             inbox.push_control(close()).unwrap();

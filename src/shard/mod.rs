@@ -9,9 +9,10 @@
 //! ```
 //!
 //! Deliberately does not know: sockets, protocols' frames beyond the stored batch, metrics (it states facts to an
-//! observer). Invariants are in [`shard`], [`inbox`] and [`link`].
+//! observer). Invariants are in [`shard`], [`budget`], [`inbox`] and [`link`].
 
 pub mod actor;
+pub mod budget;
 pub mod command;
 pub mod filter;
 pub mod inbox;

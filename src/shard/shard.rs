@@ -130,6 +130,8 @@ pub struct Shard<S: Storage, O: Observer> {
     /// Of the last command or progress.
     now: UtcMillis,
     is_stopping: bool,
+    /// Sessions that a stop has not told to go.
+    staying: Vec<SessionId>,
 }
 
 impl<S: Storage, O: Observer> Shard<S, O> {
@@ -153,6 +155,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             presence: None,
             now: UtcMillis::default(),
             is_stopping: false,
+            staying: Vec::new(),
         }
     }
 
@@ -261,12 +264,25 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         }
     }
 
-    /// No further sessions; the running ones are told to go.
-    pub fn stop(&mut self, reason: &str) {
+    /// No further sessions; the running ones go on until they are dismissed.
+    pub fn stop(&mut self) {
         self.is_stopping = true;
-        for session in self.sessions.values() {
-            session.link.end_with(CloseCode::Draining, reason);
+        self.staying = self.sessions.keys().copied().collect();
+    }
+
+    /// Tells so many of the sessions that a stop found to go; how many were told, fewer only if there are no more.
+    pub fn dismiss(&mut self, count: usize, reason: &str) -> usize {
+        let mut told = 0;
+        while told < count
+            && let Some(staying) = self.staying.pop()
+        {
+            // Some have gone by themselves.
+            if let Some(session) = self.sessions.get(&staying) {
+                session.link.end_with(CloseCode::Draining, reason);
+                told += 1;
+            }
         }
+        told
     }
 
     /// Sessions that are still open.
@@ -372,7 +388,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     fn handle_append(&mut self, append: Append, now: Now) {
         let Some(session) = self.sessions.get(&append.session) else {
             // Ended or taken over meanwhile: the device will resend what was not acknowledged.
-            self.inbox.release(append.budget_bytes);
+            self.inbox.release(append.reserved);
             return;
         };
         if let Some(connection) = &session.connection {
@@ -395,7 +411,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             .get(&post.partition)
             .expect("the router sends a partition's commands to its owner");
         if self.is_stopping {
-            self.inbox.release(post.budget_bytes);
+            self.inbox.release(post.reserved);
             drop(post.reply.send(Err(PostError::Stopping)));
         } else if self.owned[slot].stalled.is_empty() {
             if let Err(post) = self.post(slot, post, now) {
@@ -410,7 +426,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     fn post(&mut self, slot: usize, post: Box<Post>, now: Now) -> Result<(), Box<Post>> {
         if post.reply.is_closed() {
             // Its door gave up while it waited for room; the client was told to come back.
-            self.inbox.release(post.budget_bytes);
+            self.inbox.release(post.reserved);
             return Ok(());
         }
         let owned = &mut self.owned[slot];
@@ -446,7 +462,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                     queue: started.saturating_duration_since(post.submitted),
                     append: finished.saturating_duration_since(started),
                 });
-                self.inbox.release(post.budget_bytes);
+                self.inbox.release(post.reserved);
                 return Ok(());
             }
             Err(AppendError::NoRoom { disk_full }) => {
@@ -456,7 +472,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             Err(error @ AppendError::RecordTooLarge { .. }) => PostError::TooLarge(error.to_string()),
             Err(AppendError::Poisoned { .. }) => PostError::Poisoned,
         };
-        self.inbox.release(post.budget_bytes);
+        self.inbox.release(post.reserved);
         drop(post.reply.send(Err(error)));
         Ok(())
     }
@@ -478,7 +494,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
     /// Gives the batch back when the log has no room.
     fn append(&mut self, append: Append, now: Now) -> Result<(), Append> {
         let Some(session) = self.sessions.get_mut(&append.session) else {
-            self.inbox.release(append.budget_bytes);
+            self.inbox.release(append.reserved);
             return Ok(());
         };
         let owned = &mut self.owned[session.slot];
@@ -503,17 +519,17 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 self.observer.duplicates(batch.count);
                 let pending = pending(owned.appender.next_sequence(), batch.count, now.instant);
                 owned.pending.push_back(pending);
-                self.inbox.release(append.budget_bytes);
+                self.inbox.release(append.reserved);
                 return Ok(());
             }
             Verdict::Gap { expected } => {
                 let reason = format!("sequence {} where {expected} was expected", batch.first_sequence);
-                self.refuse(&append, CloseCode::SequenceGap, &reason);
+                self.refuse(append, CloseCode::SequenceGap, &reason);
                 return Ok(());
             }
             Verdict::Stale => {
                 self.refuse(
-                    &append,
+                    append,
                     CloseCode::StaleEpoch,
                     "a newer epoch of this device has been seen",
                 );
@@ -560,7 +576,7 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                     queue: started.saturating_duration_since(append.submitted),
                     append: finished.saturating_duration_since(started),
                 });
-                self.inbox.release(append.budget_bytes);
+                self.inbox.release(append.reserved);
                 Ok(())
             }
             Err(AppendError::NoRoom { disk_full }) => {
@@ -568,19 +584,19 @@ impl<S: Storage, O: Observer> Shard<S, O> {
                 Err(append)
             }
             Err(error @ AppendError::RecordTooLarge { .. }) => {
-                self.refuse(&append, CloseCode::FrameTooLarge, &error.to_string());
+                self.refuse(append, CloseCode::FrameTooLarge, &error.to_string());
                 Ok(())
             }
             Err(error @ AppendError::Poisoned { .. }) => {
-                self.refuse(&append, CloseCode::Internal, &error.to_string());
+                self.refuse(append, CloseCode::Internal, &error.to_string());
                 Ok(())
             }
         }
     }
 
     /// Ends the session because of this batch; nothing of it is stored.
-    fn refuse(&mut self, append: &Append, code: CloseCode, reason: &str) {
-        self.inbox.release(append.budget_bytes);
+    fn refuse(&mut self, append: Append, code: CloseCode, reason: &str) {
+        self.inbox.release(append.reserved);
         self.end(append.session, code, reason, append.batch.count);
     }
 
@@ -640,9 +656,9 @@ impl<S: Storage, O: Observer> Shard<S, O> {
         }
         for stalled in owned.stalled.drain(..) {
             match stalled {
-                Stalled::Append(append) => self.inbox.release(append.budget_bytes),
+                Stalled::Append(append) => self.inbox.release(append.reserved),
                 Stalled::Post(post) => {
-                    self.inbox.release(post.budget_bytes);
+                    self.inbox.release(post.reserved);
                     drop(post.reply.send(Err(PostError::Poisoned)));
                 }
             }

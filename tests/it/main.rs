@@ -1,6 +1,7 @@
 //! Whole hubs, from outside: the program itself, its ports, its files and its exit codes. One module per capability.
 
 mod access;
+mod admission;
 mod amqp_devices;
 mod amqp_peer;
 mod amqp_services;

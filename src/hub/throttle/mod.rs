@@ -17,7 +17,6 @@
 
 mod bucket;
 mod devices;
-mod line;
 mod quota;
 
 use std::sync::Arc;
@@ -37,7 +36,6 @@ use super::code::ErrorCode;
 use super::identity::IdentityName;
 use crate::model::UtcMillis;
 use crate::state::{State, StateError};
-pub use line::Line;
 
 /// The day's quota is asked again after this long, since clocks are set.
 const QUOTA_LOOK_EVERY: Duration = Duration::from_secs(60);

@@ -37,9 +37,8 @@ mod will;
 mod window;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 
-use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 pub use self::config::Config;
@@ -47,10 +46,11 @@ pub use self::observer::{Began, Observer};
 use self::seats::Seats;
 pub use self::serve::serve_tunnel;
 use self::window::Window;
-use crate::hub::throttle::{Line, Rate};
 use crate::hub::{Authenticator, Outboxes, Subscriptions, Throttles, Twins};
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
+use crate::net::admission::Admission;
+use crate::net::shutdown::Shutdown;
 use crate::shard::lines::Lines;
 use crate::shard::router::Router;
 
@@ -92,11 +92,10 @@ pub struct Door {
     seats: Seats<Memory>,
     /// Tells contents apart; the same as long as the hub lives.
     digests: foldhash::quality::RandomState,
-    /// Whoever holds it waits for the next turn, the others for it.
-    handshakes: tokio::sync::Mutex<Line>,
+    /// Of TLS handshakes.
+    pub admission: Arc<Admission>,
     connections: AtomicUsize,
-    is_stopping: AtomicBool,
-    stop: Notify,
+    pub shutdown: Shutdown,
 }
 
 /// What a connection leaves behind for the next one of its session.
@@ -121,12 +120,8 @@ impl Door {
             clock,
             observer,
         } = parts;
-        let handshakes = Line::new(Rate {
-            per_second: config.handshakes_per_second,
-            // A burst of handshakes is time that connected devices do not get.
-            burst: (config.handshakes_per_second / 20).max(1),
-        });
         Arc::new(Self {
+            admission: Arc::new(Admission::new(config.handshakes_per_second)),
             config,
             router,
             outboxes,
@@ -139,10 +134,8 @@ impl Door {
             observer,
             seats: Seats::default(),
             digests: foldhash::quality::RandomState::default(),
-            handshakes: tokio::sync::Mutex::new(handshakes),
             connections: AtomicUsize::new(0),
-            is_stopping: AtomicBool::new(false),
-            stop: Notify::new(),
+            shutdown: Shutdown::default(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::io::{BufReader, DuplexStream};
@@ -26,7 +26,7 @@ impl Counted {
         };
         let before = door.connections.fetch_add(1, Ordering::Relaxed);
         door.observer.connection_opened(began);
-        (before < door.config.connections_max && !door.is_stopping()).then_some(counted)
+        (before < door.config.connections_max && !door.shutdown.is_refusing()).then_some(counted)
     }
 }
 
@@ -41,25 +41,6 @@ impl Door {
     /// Connections open now, handshakes included.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
-    }
-
-    /// Tells all connections to end once what they took is stored, and takes no more.
-    pub fn stop(&self) {
-        self.is_stopping.store(true, Ordering::Release);
-        self.stop.notify_waiters();
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.is_stopping.load(Ordering::Acquire)
-    }
-
-    pub(super) async fn when_stopped(&self) {
-        let stop = self.stop.notified();
-        tokio::pin!(stop);
-        stop.as_mut().enable();
-        if !self.is_stopping() {
-            stop.await;
-        }
     }
 }
 
@@ -79,17 +60,11 @@ impl Host for Door {
     }
 
     async fn stopped(&self) {
-        self.when_stopped().await;
+        self.shutdown.refusing().await;
     }
 
     async fn admitted(&self) -> bool {
-        // The lock's queue is the order of coming, and who leaves it has used up nothing.
-        let line = self.handshakes.lock().await;
-        let now = Instant::now();
-        let turn = line.turn(now);
-        if turn > now {
-            tokio::time::sleep_until(turn.into()).await;
-        }
+        self.admission.turn().await;
         true
     }
 

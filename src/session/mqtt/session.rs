@@ -65,7 +65,7 @@ async fn greet<S: Stream>(
 ) -> Option<(Box<Session>, Io<S>)> {
     let hello = tokio::select! {
         hello = tokio::time::timeout(door.config.handshake_timeout, read_hello(&mut io)) => hello,
-        () = door.when_stopped() => return None,
+        () = door.shutdown.refusing() => return None,
     };
     let hello = match hello {
         Ok(Ok(hello)) => hello,
@@ -306,7 +306,7 @@ impl Session {
     async fn serve<S: Stream>(&mut self, io: &mut Io<S>) -> Ended {
         let door = self.door.clone();
         let mut timer = pin!(tokio::time::sleep(FAR));
-        let mut stop = pin!(door.when_stopped());
+        let mut stop = pin!(door.shutdown.stopping());
         loop {
             if let Err(ended) = self.advance() {
                 return ended;

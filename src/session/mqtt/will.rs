@@ -29,7 +29,7 @@ pub(super) fn publish(door: &Arc<Door>, identity: Authenticated, will: PreparedW
         tokio::select! {
             taken = taken_back => if taken.is_ok() { return },
             () = delay => {}
-            () = door.when_stopped() => {}
+            () = door.shutdown.stopping() => {}
         }
         store(&door, &identity, &will.message).await;
     });

@@ -13,7 +13,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// From the first packet to the hello.
     pub handshake_timeout: Duration,
-    /// Handshakes begun in a second; above it a client must show its address with a QUIC Retry first.
+    /// Handshakes begun in a second; above it a client must show its address with a QUIC Retry, and waits for its turn.
+    /// 0: no limit.
     pub handshakes_per_second: u32,
     /// Largest UDP payload that path MTU discovery may find.
     pub udp_payload_bytes_max: u16,

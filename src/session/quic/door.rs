@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ use crate::hub::{
 use crate::log::DiskStorage;
 use crate::model::time::Clock;
 use crate::model::{ConsumerGroup, DeviceId, ModuleId, PartitionId, UtcMillis};
+use crate::net::admission::Admission;
+use crate::net::shutdown::Shutdown;
 use crate::shard::Durability;
 use crate::shard::lines::Lines;
 use crate::shard::readers::Readers;
@@ -109,10 +111,11 @@ pub struct Door {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durability: Durability,
     pub(super) observer: Arc<dyn Observer>,
+    /// Of handshakes.
+    pub admission: Arc<Admission>,
     sessions: AtomicUsize,
-    stopping: AtomicBool,
-    /// Service connections leave when this is rung; device sessions are told by their shard.
-    pub(super) stop: Notify,
+    /// Service connections leave at its second stage; device sessions are told by their shard.
+    pub shutdown: Shutdown,
     /// Who owns which partition of which group in this process: rung when another takes over.
     pub(super) owners: Mutex<HashMap<(ConsumerGroup, PartitionId), Arc<Notify>>>,
     /// Where consumers stand, for their lag.
@@ -129,6 +132,7 @@ impl Door {
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            admission: Arc::new(Admission::new(config.handshakes_per_second)),
             config,
             router,
             authenticator: hub.authenticator,
@@ -148,8 +152,7 @@ impl Door {
             durability,
             observer,
             sessions: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
-            stop: Notify::new(),
+            shutdown: Shutdown::default(),
             owners: Mutex::new(HashMap::new()),
             readers: Arc::default(),
         })
@@ -160,14 +163,9 @@ impl Door {
         self.sessions.load(Ordering::Relaxed)
     }
 
-    /// Refuses further connections and tells service connections to go.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.stop.notify_waiters();
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    /// First packets that may wait for their turn: longer than this takes, a client would send its packet again.
+    fn waiting_max(&self) -> u64 {
+        (u64::from(self.config.handshakes_per_second) * WAIT_SECONDS_MAX).clamp(1, INCOMING_MAX as u64 / 2)
     }
 
     /// When a wall-clock time will be, on the monotonic clock that timers follow.
@@ -276,6 +274,11 @@ pub fn transport(config: &Config) -> TransportConfig {
     transport
 }
 
+/// First packets held at a time, those that wait for their turn among them.
+const INCOMING_MAX: usize = 4096;
+/// What the line is long at most. A client gives up after 10 s, and its place would be served for nobody.
+const WAIT_SECONDS_MAX: u64 = 4;
+
 /// A bound port, and how connections to it are taken.
 #[derive(Clone)]
 pub struct Bound {
@@ -297,7 +300,7 @@ pub fn bind(config: &Config, mut server: ServerConfig, reset_key: &[u8; 64]) -> 
     server
         .transport_config(Arc::new(transport(config)))
         .migration(true)
-        .max_incoming(4096)
+        .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(64 * 1024)
         .incoming_buffer_size_total(64 << 20);
     let socket = bind_udp(config.listen)?;
@@ -337,13 +340,9 @@ const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
 
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
 pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>) {
-    let mut begun = Begun {
-        second: Instant::now(),
-        count: 0,
-    };
     let mut round_robin = 0;
     while let Some(incoming) = bound.endpoint.accept().await {
-        if door.is_stopping() {
+        if door.shutdown.is_refusing() {
             incoming.refuse();
             continue;
         }
@@ -353,13 +352,19 @@ pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>)
             incoming.refuse();
             continue;
         }
-        if begun.is_above(door.config.handshakes_per_second)
-            && !incoming.remote_address_validated()
-            && incoming.may_retry()
-        {
-            door.observer.handshake(Handshake::Retried);
-            let _ = incoming.retry();
-            continue;
+        let has_turn = door.admission.try_admit();
+        if !has_turn {
+            if !incoming.remote_address_validated() && incoming.may_retry() {
+                door.observer.handshake(Handshake::Retried);
+                let _ = incoming.retry();
+                continue;
+            }
+            if door.admission.readings().waiting >= door.waiting_max() {
+                // It sends its first packet again in a moment, if it still wants to come.
+                door.admission.turned_away();
+                incoming.ignore();
+                continue;
+            }
         }
         let (shard, config) = match hint::decode(&incoming.orig_dst_cid()) {
             Some(hash) => {
@@ -371,38 +376,56 @@ pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>)
                 (round_robin, None)
             }
         };
-        door.sessions.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(door.clone());
-        if shard == 0 {
-            // The endpoint lives on the first shard's arbiter.
-            actix_rt::spawn(serve(counted, incoming, config));
+        let arrived = Arrived {
+            counted: Counted::new(&door),
+            incoming,
+            config,
+        };
+        // The endpoint lives on the first shard's arbiter.
+        let arbiter = (shard > 0).then(|| arbiters[shard].clone());
+        if has_turn {
+            arrived.serve_on(arbiter);
         } else {
-            arbiters[shard].spawn_fn(move || drop(actix_rt::spawn(serve(counted, incoming, config))));
+            actix_rt::spawn(wait(arrived, arbiter));
         }
     }
 }
 
-/// Handshakes begun in the running second.
-struct Begun {
-    second: Instant,
-    count: u32,
+/// A first packet that came, and nothing was answered yet.
+struct Arrived {
+    counted: Counted,
+    incoming: Incoming,
+    config: Option<Arc<ServerConfig>>,
 }
 
-impl Begun {
-    fn is_above(&mut self, per_second: u32) -> bool {
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            *self = Self {
-                second: Instant::now(),
-                count: 0,
-            };
+impl Arrived {
+    fn serve_on(self, arbiter: Option<ArbiterHandle>) {
+        match arbiter {
+            None => drop(actix_rt::spawn(serve(self))),
+            Some(arbiter) => drop(arbiter.spawn_fn(move || drop(actix_rt::spawn(serve(self))))),
         }
-        self.count += 1;
-        self.count > per_second
+    }
+}
+
+/// Serves a connection when its turn has come.
+async fn wait(arrived: Arrived, arbiter: Option<ArbiterHandle>) {
+    let door = arrived.counted.0.clone();
+    tokio::select! {
+        biased;
+        () = door.shutdown.refusing() => arrived.incoming.refuse(),
+        () = door.admission.turn() => arrived.serve_on(arbiter),
     }
 }
 
 /// A connection counts as a session from its first packet to its end.
 struct Counted(Arc<Door>);
+
+impl Counted {
+    fn new(door: &Arc<Door>) -> Self {
+        door.sessions.fetch_add(1, Ordering::Relaxed);
+        Self(door.clone())
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -410,7 +433,12 @@ impl Drop for Counted {
     }
 }
 
-async fn serve(counted: Counted, incoming: Incoming, config: Option<Arc<ServerConfig>>) {
+async fn serve(arrived: Arrived) {
+    let Arrived {
+        counted,
+        incoming,
+        config,
+    } = arrived;
     let door = &counted.0;
     let accepted = match config {
         Some(config) => incoming.accept_with(config),

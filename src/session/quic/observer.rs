@@ -12,7 +12,7 @@ pub enum Handshake {
     Failed,
     /// No hello in time.
     TimedOut,
-    /// Answered with a Retry, because too many began at once.
+    /// Answered with a Retry, because too many began at once; it comes again.
     Retried,
     /// Refused, because the hub holds as many sessions as it may.
     Refused,

@@ -74,7 +74,7 @@ pub(super) async fn run(
                     return Err(Closing::new(CloseCode::TokenExpired, "the token has expired"));
                 }
             }
-            () = stopped(door) => {
+            () = door.shutdown.stopping() => {
                 let goodbye = Goodbye {
                     code: CloseCode::Draining as u8,
                     retry_after_ms: DRAIN_RETRY_AFTER_MS,
@@ -86,15 +86,6 @@ pub(super) async fn run(
                 return Err(Closing::new(CloseCode::Draining, "the hub stops"));
             }
         }
-    }
-}
-
-async fn stopped(door: &Door) {
-    let stop = door.stop.notified();
-    tokio::pin!(stop);
-    stop.as_mut().enable();
-    if !door.is_stopping() {
-        stop.await;
     }
 }
 

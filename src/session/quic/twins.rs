@@ -106,7 +106,7 @@ pub(super) async fn receive_feedback(door: &Arc<Door>, request: &str) -> Result<
                     &serde_json::json!({ "lockToken": token.to_string(), "records": records }),
                 ));
             }
-            None if Instant::now() + LOOK_EVERY > until || door.is_stopping() => return Ok("{}".into()),
+            None if Instant::now() + LOOK_EVERY > until || door.shutdown.is_stopping() => return Ok("{}".into()),
             None => tokio::time::sleep(LOOK_EVERY).await,
         }
     }

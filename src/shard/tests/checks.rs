@@ -262,7 +262,7 @@ impl World {
 
     pub(super) fn check_rest(&mut self) {
         let process = self.process.as_ref().expect("a hub runs between steps");
-        assert_eq!(process.inbox.inflight_bytes(), 0, "the whole budget is back");
+        assert_eq!(process.inbox.budgets.inflight_bytes(), 0, "the whole budget is back");
         for session in &process.sessions {
             let partition = usize::from(self.devices[session.device].partition.0);
             let is_running = session.link.end().is_none() && !session.is_closed && session.faults.is_empty();

@@ -21,6 +21,7 @@ use proptest::prelude::*;
 use tokio::sync::oneshot;
 
 use super::Durability;
+use super::budget::Budgets;
 use super::command::{Append, Command, Messages, OpenError, OpenSession, Opened, Post, PostError, Revoke, SessionId};
 use super::inbox::Inbox;
 use super::link::SessionLink;
@@ -197,7 +198,8 @@ fn run(durability: Durability, steps: &[Step], seed: u64) {
     }
     world.settle();
     world.check_rest();
-    world.process().shard.stop("the end of the test");
+    world.process().shard.stop();
+    world.process().shard.dismiss(usize::MAX, "the end of the test");
     world.process().shard.take_snapshots();
     world.settle();
     assert!(world.process().shard.is_idle(), "a stop comes to an end");

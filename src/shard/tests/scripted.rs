@@ -23,7 +23,7 @@ fn the_highest_epoch_has_no_next() {
     let session = SessionId(world.next_session - 1);
     let mut builder = BatchBuilder::default();
     builder.push_body(&body(0, 1, 1, 0));
-    assert!(world.process().inbox.try_reserve(4096));
+    let reserved = world.process().inbox.budgets.try_reserve(PartitionId(0), 4096).unwrap();
     let now = world.now();
     world.process().inbox.push_append(Append {
         session,
@@ -33,7 +33,7 @@ fn the_highest_epoch_has_no_next() {
             skip: false,
             payload: builder.finish_payload(),
         },
-        budget_bytes: 4096,
+        reserved,
         received: now.instant,
         submitted: now.instant,
     });
@@ -102,7 +102,8 @@ fn a_failed_partition_does_not_hold_up_a_stop() {
         None,
         "the other partition goes on"
     );
-    world.process().shard.stop("the end of the test");
+    world.process().shard.stop();
+    world.process().shard.dismiss(usize::MAX, "the end of the test");
     world.process().shard.take_snapshots();
     world.settle();
     assert!(world.process().shard.is_idle());
@@ -116,8 +117,8 @@ fn post(world: &mut World, bytes: usize) -> oneshot::Receiver<Result<(), PostErr
     builder.push_body(&vec![b'p'; bytes]);
     let inbox = world.process().inbox.clone();
     let payload = builder.finish_payload();
-    let budget_bytes = inbox.price(payload.len());
-    assert!(inbox.try_reserve(budget_bytes));
+    let price = inbox.budgets.price(payload.len());
+    let reserved = inbox.budgets.try_reserve(PartitionId(0), price).unwrap();
     inbox.push_post(Post {
         partition: PartitionId(0),
         origin: Origin {
@@ -128,7 +129,7 @@ fn post(world: &mut World, bytes: usize) -> oneshot::Receiver<Result<(), PostErr
             auth_method: String::new(),
         },
         messages: Messages { count: 1, payload },
-        budget_bytes,
+        reserved,
         received: now.instant,
         submitted: now.instant,
         reply,
@@ -145,18 +146,19 @@ fn a_post_is_answered_once_it_is_durable() {
     world.progress();
     assert!(first.try_recv().is_err(), "written is not durable");
     assert_eq!(
-        world.process().inbox.inflight_bytes(),
+        world.process().inbox.budgets.inflight_bytes(),
         0,
         "what stands in the log needs no budget"
     );
     world.sync(0);
     world.progress();
     assert_eq!(first.try_recv(), Ok(Ok(())));
-    world.process().shard.stop("the end of the test");
+    world.process().shard.stop();
+    world.process().shard.dismiss(usize::MAX, "the end of the test");
     let mut late = post(&mut world, 10);
     world.process().shard.drain(10, now);
     assert_eq!(late.try_recv(), Ok(Err(PostError::Stopping)));
-    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+    assert_eq!(world.process().inbox.budgets.inflight_bytes(), 0);
 }
 
 #[test]
@@ -165,7 +167,7 @@ fn posts_wait_for_room_in_their_order_and_one_whose_door_left_is_not_stored() {
     let now = world.now();
     let mut answers: Vec<_> = (0..10).map(|_| post(&mut world, 6000)).collect();
     world.process().shard.drain(20, now);
-    let waiting = world.process().inbox.inflight_bytes();
+    let waiting = world.process().inbox.budgets.inflight_bytes();
     assert!(waiting > 0, "the prepared segments do not take all of it");
     world.sync(0);
     world.progress();
@@ -190,7 +192,7 @@ fn posts_wait_for_room_in_their_order_and_one_whose_door_left_is_not_stored() {
         assert_eq!(answer.try_recv(), Ok(Ok(())));
     }
     assert_eq!(small.try_recv(), Ok(Ok(())));
-    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+    assert_eq!(world.process().inbox.budgets.inflight_bytes(), 0);
     let next = world.process().partitions[0].view.durable();
     assert_eq!(
         next,
@@ -211,7 +213,7 @@ fn a_failed_partition_answers_its_posts() {
     let mut later = post(&mut world, 10);
     world.process().shard.drain(10, now);
     assert_eq!(later.try_recv(), Ok(Err(PostError::Poisoned)));
-    assert_eq!(world.process().inbox.inflight_bytes(), 0);
+    assert_eq!(world.process().inbox.budgets.inflight_bytes(), 0);
 }
 
 /// A module has a generation of its own: deleting it must not cut off its device.

@@ -158,7 +158,7 @@ impl World {
                     );
                     self.disk.boot();
                     let persisted = PersistedFilter::new(self.state.clone());
-                    let inbox = Inbox::new(BUDGET_BYTES);
+                    let inbox = Inbox::new(Budgets::new(BUDGET_BYTES, BUDGET_BYTES, PARTITIONS));
                     let mut shard = Shard::new(inbox.clone(), persisted.clone(), self.durability, Instant::now, ());
                     let mut partitions = Vec::new();
                     for appender in appenders {
@@ -452,11 +452,12 @@ impl World {
         let payload = builder.finish_payload();
         let now = self.now();
         let session = self.session(device).expect("the caller looked").id;
+        let partition = self.devices[device].partition;
         let process = self.process();
-        let budget_bytes = process.inbox.price(payload.len());
-        if !process.inbox.try_reserve(budget_bytes) {
+        let price = process.inbox.budgets.price(payload.len());
+        let Ok(reserved) = process.inbox.budgets.try_reserve(partition, price) else {
             return false;
-        }
+        };
         process.inbox.push_append(Append {
             session,
             batch: Batch {
@@ -465,7 +466,7 @@ impl World {
                 skip,
                 payload,
             },
-            budget_bytes,
+            reserved,
             received: now.instant,
             submitted: now.instant,
         });

@@ -237,7 +237,7 @@ async fn a_rush_of_handshakes_must_show_its_addresses_first() {
     let scene = Scene::start(&["--set", "quic.handshakes_per_second=2"]).await;
     let mut peers = Vec::new();
     for _ in 0..12 {
-        // A Retry costs a round trip and nothing else.
+        // A Retry costs a round trip, and then it waits for its turn.
         peers.push(Peer::device(&scene.site, "hostile", &scene.token()).await);
     }
     assert!(sample(&scene.hub, "forebay_handshakes_total{outcome=\"retried\"}") >= 5.0);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use forebay::http::serve::{Handle, serve};
 use forebay::http::websocket::{Protocol, Tunneling, UpgradeRefused};
 use forebay::http::{Config, Observer, Site, Tunnel, TunnelPeer};
+use forebay::net::admission::Admission;
 use forebay::server::{SystemClock, SystemEntropy};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -186,7 +187,7 @@ impl Host {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_rt::System::new().block_on(async {
-                let (server, handle) = serve(listener, site, server_tls).unwrap();
+                let (server, handle) = serve(listener, site, server_tls, Arc::new(Admission::new(0))).unwrap();
                 sender.send(handle).unwrap();
                 server.await.unwrap();
             });
