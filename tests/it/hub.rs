@@ -173,6 +173,17 @@ impl Hub {
         (status.expect("an answer begins with a status"), body.to_owned())
     }
 
+    /// Bytes of its memory, by the name that the kernel has for a kind of it: `RssAnon`, `VmRSS`.
+    pub fn memory(&self, kind: &str) -> u64 {
+        let id = self.child.as_ref().expect("the hub is running").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.expect("the kernel says").parse::<u64>().unwrap() * 1024
+    }
+
     /// The metrics in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let (status, text) = self.get("/metrics");

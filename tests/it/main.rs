@@ -16,6 +16,7 @@ mod http;
 mod hub;
 mod kill9;
 mod mqtt;
+mod mqtt_identities;
 mod mqtt_peer;
 mod network;
 mod openapi;

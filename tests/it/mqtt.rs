@@ -248,7 +248,7 @@ async fn every_violation_ends_its_connection_with_its_reason() {
         (raw(&[0x40, 2, 0, 0]), 0x81, "malformed"),
         (foreign(EVENTS, 3), 0x81, "malformed"),
         (foreign(EVENTS, 2), 0x9b, "qos"),
-        (alias, 0x82, "malformed"),
+        (alias, 0x94, "protocol"),
         (huge, 0x95, "too_large"),
         // A subscription identifier.
         (raw(&[0x82, 8, 0, 1, 2, 11, 1, 0, 1, b'a', 0][..10]), 0x81, "malformed"),
@@ -492,6 +492,26 @@ async fn messages_to_a_device_are_completed_by_its_acknowledgement() {
     assert_eq!((message.qos, message.id), (0, None));
     let feedback = lamp.hub.run(&["feedback", "tail", "--count", "1"]).expect_success();
     assert!(feedback.contains("Success m-4"), "{feedback}");
+}
+
+/// Accident: more to say at once than the hub holds for a client, and it listened no more until the client was silent for
+/// too long.
+#[tokio::test]
+async fn messages_that_fill_the_buffer_are_all_taken() {
+    let lamp = Lamp::new(&[]).await;
+    for n in 0..12 {
+        let command = json!({ "deviceId": "lamp", "body": format!("{n:060000}") });
+        lamp.site.request("c2d.send", &command).await;
+    }
+    let mut peer = lamp.peer(V3).await;
+    peer.subscribe(&[(COMMANDS, QoS::AtLeastOnce)]).await;
+    for n in 0..12 {
+        let message = peer.message().await;
+        assert!(message.payload.ends_with(format!("{n:03}").as_bytes()), "{n}");
+        peer.acknowledge(message.id.unwrap(), 0).await;
+    }
+    peer.publish(1, EVENTS, b"goes on").await;
+    assert_eq!(peer.hear().await, Said::PubAck(1, 0));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! An MQTT client that says what a test wants said, packet by packet or byte by byte, over TLS.
+//! An MQTT client that says what a test wants said, packet by packet or byte by byte, over TLS or through a WebSocket.
 //!
 //! It acknowledges nothing by itself, and keeps no session.
 
@@ -7,12 +7,14 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
-use forebay::client::tls::ClientTls;
+use forebay::client::tls::{ClientTls, Identity};
 use forebay::proto::mqtt::{
     Ack, Connect, Filter, Packet, Properties, Property, PropertyBuf, Publish, QoS, Reason, Version, Will,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream,
+};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -74,8 +76,22 @@ impl<'a> Hello<'a> {
     }
 }
 
+/// How a client reaches the hub.
+#[derive(Default)]
+pub struct Way {
+    /// What it shows of itself in the handshake.
+    pub identity: Option<Identity>,
+    /// The sub-protocol of a WebSocket, and what follows its path.
+    pub websocket: Option<(&'static str, &'static str)>,
+    /// What its kernel takes in before it reads; 0 for as much as it likes.
+    pub receive_bytes: u32,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 pub struct MqttPeer {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Stream>,
     input: BytesMut,
     version: Version,
 }
@@ -83,17 +99,35 @@ pub struct MqttPeer {
 impl MqttPeer {
     /// A connection on which nothing was said.
     pub async fn open(hub: &Hub, version: Version) -> Self {
+        Self::open_by(hub, version, Way::default()).await
+    }
+
+    /// Likewise, on another way.
+    pub async fn open_by(hub: &Hub, version: Version, way: Way) -> Self {
         let endpoints = hub.endpoints();
-        let tls = ClientTls::from_ca_file(&endpoints.ca_file).unwrap();
+        let port = match way.websocket {
+            None => endpoints.mqtt_port,
+            Some(_) => endpoints.https_port,
+        };
+        let mut tls = ClientTls::from_ca_file(&endpoints.ca_file).unwrap();
+        tls.identity = way.identity;
         let mut config = forebay::client::tls::client_config(tls).unwrap();
         Arc::make_mut(&mut config).alpn_protocols.clear();
-        let stream = within(TcpStream::connect((Ipv4Addr::LOCALHOST, endpoints.mqtt_port)))
-            .await
-            .unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        if way.receive_bytes > 0 {
+            socket.set_recv_buffer_size(way.receive_bytes).unwrap();
+        }
+        let connecting = socket.connect((Ipv4Addr::LOCALHOST, port).into());
+        let stream = within(connecting).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let connecting = TlsConnector::from(config).connect(HOST.try_into().unwrap(), stream);
+        let stream = within(connecting).await.unwrap();
+        let stream: Box<dyn Stream> = match way.websocket {
+            None => Box::new(stream),
+            Some((protocol, query)) => Box::new(within(through_websocket(stream, protocol, query)).await),
+        };
         Self {
-            stream: within(connecting).await.unwrap(),
+            stream,
             input: BytesMut::new(),
             version,
         }
@@ -101,7 +135,12 @@ impl MqttPeer {
 
     /// What the hub says to the CONNECT.
     pub async fn greet(hub: &Hub, hello: Hello<'_>) -> (Self, Said) {
-        let mut peer = Self::open(hub, hello.version).await;
+        Self::greet_by(hub, hello, Way::default()).await
+    }
+
+    /// Likewise, on another way.
+    pub async fn greet_by(hub: &Hub, hello: Hello<'_>, way: Way) -> (Self, Said) {
+        let mut peer = Self::open_by(hub, hello.version, way).await;
         let mut properties = PropertyBuf::default();
         hello.properties.iter().for_each(|property| properties.push(*property));
         let connect = Connect {
@@ -111,7 +150,8 @@ impl MqttPeer {
             client_id: hello.client_id,
             will: hello.will,
             user_name: Some(hello.user_name),
-            password: Some(hello.password.as_bytes()),
+            // Who shows a certificate has none.
+            password: (!hello.password.is_empty()).then_some(hello.password.as_bytes()),
             properties: properties.as_properties(),
         };
         peer.say(&Packet::Connect(connect)).await;
@@ -125,6 +165,12 @@ impl MqttPeer {
             (peer, Said::ConnAck { present, code: 0 }) => (peer, present),
             (_, other) => panic!("not accepted: {other:?}"),
         }
+    }
+
+    /// Says one thing again and again until the hub has gone.
+    pub async fn flood(&mut self, bytes: &[u8]) {
+        let chunk = bytes.repeat(64 * 1024 / bytes.len());
+        while self.stream.write_all(&chunk).await.is_ok() {}
     }
 
     pub async fn write(&mut self, bytes: &[u8]) {
@@ -258,5 +304,66 @@ impl MqttPeer {
             }
             other => panic!("not the end: {other:?}"),
         }
+    }
+}
+
+/// Opens a WebSocket, and carries bytes in it both ways: each write is a frame of its own. It ends without a word when
+/// either side does.
+async fn through_websocket(stream: TlsStream<TcpStream>, protocol: &str, query: &str) -> DuplexStream {
+    let mut stream = BufReader::new(stream);
+    let request = format!(
+        "GET /$iothub/websocket{query} HTTP/1.1\r\nHost: localhost:443\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_until(b'\n', &mut head).await.unwrap() > 0, "no answer");
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    // As the client wrote it.
+    assert!(head.contains(&format!(": {protocol}\r\n")), "{head}");
+    let (own, other) = tokio::io::duplex(64 * 1024);
+    let (mut said, mut heard) = tokio::io::split(other);
+    let (mut from_hub, mut to_hub) = tokio::io::split(stream);
+    tokio::spawn(async move {
+        while let Ok(payload) = frame(&mut from_hub).await
+            && heard.write_all(&payload).await.is_ok()
+        {}
+        let _ = heard.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut payload = vec![0; 16 * 1024];
+        while let Ok(count @ 1..) = said.read(&mut payload).await {
+            // Binary, whole, masked with zeros.
+            let mut bytes = vec![0x82, 0x80 | 126];
+            bytes.extend((count as u16).to_be_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(&payload[..count]);
+            if to_hub.write_all(&bytes).await.is_err() || to_hub.flush().await.is_err() {
+                return;
+            }
+        }
+        let _ = to_hub.shutdown().await;
+    });
+    own
+}
+
+/// The payload of the next binary frame.
+async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+    let (first, length) = (stream.read_u8().await?, stream.read_u8().await?);
+    let length = match length {
+        126 => usize::from(stream.read_u16().await?),
+        127 => stream.read_u64().await? as usize,
+        short => usize::from(short),
+    };
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await?;
+    match first {
+        0x82 => Ok(payload),
+        // A close.
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
     }
 }

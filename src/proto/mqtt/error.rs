@@ -106,6 +106,7 @@ impl Reason {
     pub const PAYLOAD_FORMAT_INVALID: Self = Self(0x99);
     pub const RETAIN_NOT_SUPPORTED: Self = Self(0x9a);
     pub const QOS_NOT_SUPPORTED: Self = Self(0x9b);
+    pub const SHARED_NOT_SUPPORTED: Self = Self(0x9e);
     pub const CONNECTION_RATE_EXCEEDED: Self = Self(0x9f);
     pub const MAXIMUM_CONNECT_TIME: Self = Self(0xa0);
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU16;
 
 use super::message;
+use super::say::Listener;
 use crate::hub::IdentityName;
 use crate::hub::outbox::{Delivered, LockToken, QUEUE_DEPTH_MAX, Settlement};
 use crate::model::UtcMillis;
@@ -20,9 +21,7 @@ const SENT_MAX: usize = 4 * QUEUE_DEPTH_MAX;
 #[derive(Clone, Copy)]
 pub(super) struct Client<'a> {
     pub name: &'a IdentityName,
-    pub version: Version,
-    /// The longest packet it takes.
-    pub packet_bytes_max: u32,
+    pub listener: Listener,
 }
 
 pub(super) struct Downlink {
@@ -92,8 +91,7 @@ impl Downlink {
             let before = out.len();
             let packet_id = (self.qos == QoS::AtLeastOnce).then(|| self.next_id());
             let is_written = write(&delivered, client, packet_id, now, out);
-            let is_taken = (out.len() - before) as u64 <= u64::from(client.packet_bytes_max);
-            if !is_written || !is_taken {
+            if !is_written || !client.listener.takes(out, before) {
                 // MQTT 5 [MQTT-3.1.2-25]; or no topic is long enough for its properties. It never can be.
                 out.truncate(before);
                 tracing::debug!(
@@ -153,7 +151,7 @@ fn write(
     out: &mut Vec<u8>,
 ) -> bool {
     let topic = message::command_topic(delivered, client.name);
-    let properties = match client.version {
+    let properties = match client.listener.version {
         Version::V3 => None,
         Version::V5 => Some(message::command_properties(delivered, now)),
     };
@@ -170,5 +168,5 @@ fn write(
         properties: properties.as_ref().map_or(Properties::NONE, |buf| buf.as_properties()),
         payload: &delivered.message.body,
     };
-    Packet::Publish(publish).encode(client.version, out).is_ok()
+    Packet::Publish(publish).encode(client.listener.version, out).is_ok()
 }

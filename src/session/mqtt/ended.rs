@@ -68,6 +68,11 @@ impl Ended {
         Self::new("protocol", Reason::PROTOCOL_ERROR, text)
     }
 
+    // MQTT 5 [MQTT-3.3.2-9].
+    pub fn topic_alias() -> Self {
+        Self::new("protocol", Reason::TOPIC_ALIAS_INVALID, "topic aliases are not served")
+    }
+
     pub fn refused(refusal: Refusal, text: impl ToString) -> Self {
         Self::new(refusal.label, refusal.reason, text)
     }

@@ -4,6 +4,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::Door;
 use super::message;
+use super::say::Listener;
 use crate::hub::auth::AuthError;
 use crate::hub::{Authenticated, Credential, IdentityName};
 use crate::model::{DeviceId, Message, ModuleId};
@@ -158,6 +159,14 @@ impl Hello {
             password: connect.password.map(<[u8]>::to_vec),
             will: connect.will.as_ref().map(OwnedWill::of),
             said,
+        }
+    }
+
+    /// How this client is spoken to.
+    pub fn listener(&self) -> Listener {
+        Listener {
+            version: self.version,
+            packet_bytes_max: self.said.packet_bytes_max,
         }
     }
 

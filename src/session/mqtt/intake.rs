@@ -157,11 +157,7 @@ fn check(publish: &Publish<'_>) -> Result<(), Ended> {
     for property in publish.properties.iter() {
         match property {
             // The CONNACK grants none.
-            Property::TopicAlias(_) => {
-                return Err(Ended::malformed(crate::proto::mqtt::Error::PropertyValue {
-                    number: 35,
-                }));
-            }
+            Property::TopicAlias(_) => return Err(Ended::topic_alias()),
             // MQTT 5 [MQTT-3.3.4-6].
             Property::SubscriptionId(_) => return Err(Ended::protocol("a client's message names a subscription")),
             _ => {}

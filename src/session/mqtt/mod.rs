@@ -27,6 +27,7 @@ mod intake;
 mod io;
 mod message;
 pub mod observer;
+mod say;
 mod seats;
 mod serve;
 mod session;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
@@ -14,6 +15,7 @@ use super::ended::Ended;
 use super::greeting::{Hello, PreparedWill, Refused};
 use super::intake::{Event, Intake, qos};
 use super::io::Io;
+use super::say::{Listener, say};
 use super::seats::Seat;
 use super::subscribed::{Methods as Wanted, Subscribed, code};
 use super::twin::{self, Desk, Request, Tag};
@@ -81,7 +83,7 @@ async fn greet<S: Stream>(
     match Session::open(&door, &hello, &chain).await {
         Ok(session) => Some((session, io)),
         Err(refused) => {
-            refuse(&door, io, hello.version, &refused).await;
+            refuse(&door, io, hello.listener(), &refused).await;
             None
         }
     }
@@ -116,7 +118,13 @@ async fn refuse_unread<S: Stream>(door: &Door, io: Io<S>, unread: Unread) {
     match unread {
         Unread::Malformed(error) => match Refused::of_error(error) {
             // A client of another version reads at least the beginning of an answer of 3.1.1.
-            Some(refused) => refuse(door, io, Version::V3, &refused).await,
+            Some(refused) => {
+                let listener = Listener {
+                    version: Version::V3,
+                    packet_bytes_max: u32::MAX,
+                };
+                refuse(door, io, listener, &refused).await;
+            }
             None => {
                 tracing::debug!(%error, "no CONNECT");
                 door.observer.connect_refused("malformed");
@@ -127,22 +135,41 @@ async fn refuse_unread<S: Stream>(door: &Door, io: Io<S>, unread: Unread) {
     }
 }
 
-async fn refuse<S: Stream>(door: &Door, mut io: Io<S>, version: Version, refused: &Refused) {
+async fn refuse<S: Stream>(door: &Door, mut io: Io<S>, listener: Listener, refused: &Refused) {
     door.observer.connect_refused(refused.label);
     tracing::debug!(label = refused.label, reason = refused.text, "CONNECT refused");
-    let mut properties = PropertyBuf::default();
-    properties.push(Property::ReasonString(&refused.text));
-    let ack = ConnAck {
-        is_session_present: false,
-        code: match version {
-            Version::V3 => refused.code,
-            Version::V5 => refused.reason.0,
-        },
-        properties: properties.as_properties(),
+    let code = match listener.version {
+        Version::V3 => refused.code,
+        Version::V5 => refused.reason.0,
     };
     let mut out = Vec::new();
-    if Packet::ConnAck(ack).encode(version, &mut out).is_ok() {
-        io.finish(out, FAREWELL_TIMEOUT).await;
+    with_reason(&refused.text, listener, &mut out, |properties| {
+        Packet::ConnAck(ConnAck {
+            is_session_present: false,
+            code,
+            properties,
+        })
+    });
+    io.finish(out, FAREWELL_TIMEOUT).await;
+}
+
+/// Appends a packet that says its reason in words, if the client takes one so long.
+// MQTT 5 [MQTT-3.2.2-19], [MQTT-3.14.2-3].
+fn with_reason(
+    text: &str,
+    listener: Listener,
+    out: &mut Vec<u8>,
+    packet: impl for<'b> Fn(Properties<'b>) -> Packet<'b>,
+) {
+    let mut said = PropertyBuf::default();
+    said.push(Property::ReasonString(text));
+    let before = out.len();
+    for properties in [said.as_properties(), Properties::NONE] {
+        let is_written = packet(properties).encode(listener.version, out).is_ok();
+        if is_written && listener.takes(out, before) {
+            return;
+        }
+        out.truncate(before);
     }
 }
 
@@ -169,7 +196,7 @@ struct Session {
     /// Seconds.
     session_expiry: u32,
     receive_maximum: u16,
-    client_packet_bytes_max: u32,
+    listener: Listener,
     /// When the credential runs out, on the clock that timers follow.
     expiry: Option<Instant>,
     /// The longest silence.
@@ -247,7 +274,7 @@ impl Session {
             will,
             session_expiry: hello.said.session_expiry,
             receive_maximum: hello.said.receive_maximum,
-            client_packet_bytes_max: hello.said.packet_bytes_max,
+            listener: hello.listener(),
             expiry: identity.expires.map(|at| instant_of(&*door.clock, at)),
             keep_alive: keep_alive(hello.keep_alive),
             last_packet: Instant::now(),
@@ -354,7 +381,8 @@ impl Session {
     ) -> Result<(), Ended> {
         let may_read = self.may_read();
         let may_say = self.intake.out.len() < SENDING_BYTES_MAX;
-        let version = self.intake.version;
+        let (version, listener) = (self.intake.version, self.listener);
+        let (was_stalled, was_full) = (io.stalled_since.is_some(), !may_say);
         let Self {
             intake,
             telemetry,
@@ -377,15 +405,21 @@ impl Session {
             }
             read = poll_fn(|context| {
                 if let Err(ended) = io.poll_send(context, &mut intake.out) {
-                    return std::task::Poll::Ready(Err(ended));
+                    return Poll::Ready(Err(ended));
+                }
+                // The timer was set, and what may be done was judged, before: both have to follow.
+                let is_full = intake.out.len() >= SENDING_BYTES_MAX;
+                if io.stalled_since.is_some() != was_stalled || is_full != was_full {
+                    return Poll::Ready(Ok(false));
                 }
                 if !may_read {
-                    return std::task::Poll::Pending;
+                    return Poll::Pending;
                 }
-                io.poll_packets(context, version, |packet| intake.take(&packet))
+                io.poll_packets(context, version, |packet| intake.take(&packet)).map_ok(|()| true)
             }) => {
-                read?;
-                self.last_packet = Instant::now();
+                if read? {
+                    self.last_packet = Instant::now();
+                }
             }
             () = telemetry.unblocked() => {}
             event = next_command(downlink), if may_say => self.command(event),
@@ -395,10 +429,10 @@ impl Session {
                 None => self.methods = None,
             },
             desired = next_desired(observed), if may_say => match desired {
-                Some(desired) => twin::write_desired(&desired, version, &mut intake.out),
+                Some(desired) => twin::write_desired(&desired, listener, &mut intake.out),
                 None => self.observed = None,
             },
-            answer = next_answer(desk), if may_say => answer.write(version, &mut intake.out),
+            answer = next_answer(desk), if may_say => answer.write(listener, &mut intake.out),
             Some(kept) = kept.recv() => self.kept(kept),
             () = seat.wanted() => return Err(Ended::taken_over()),
             () = timer => self.handle_timeout(io)?,
@@ -642,8 +676,7 @@ impl Session {
         {
             let client = Client {
                 name: &self.identity.identity,
-                version: self.intake.version,
-                packet_bytes_max: self.client_packet_bytes_max,
+                listener: self.listener,
             };
             downlink.send(client, self.door.clock.now(), SENDING_BYTES_MAX, &mut self.intake.out);
         }
@@ -662,14 +695,13 @@ impl Session {
         bag::encode(&mut topic, &invocation.name);
         topic.push_str(&format!("/?$rid={rid}"));
         let mut properties = PropertyBuf::default();
-        let version = self.intake.version;
-        if version == Version::V5 {
+        if self.listener.version == Version::V5 {
             let answer = format!("$iothub/methods/res/200/?$rid={rid}");
             properties.push(Property::ResponseTopic(&answer));
             properties.push(Property::CorrelationData(rid.as_bytes()));
         }
         let payload = invocation.payload.as_bytes();
-        twin::say(&topic, &properties, payload, version, &mut self.intake.out);
+        say(&topic, &properties, payload, self.listener, &mut self.intake.out);
     }
 
     /// Says the last words, and leaves behind what the session's next connection needs.
@@ -687,13 +719,9 @@ impl Session {
         self.intake.uplink.acknowledge(self.stored, &mut self.intake.out);
         let mut out = std::mem::take(&mut self.intake.out);
         if let (Version::V5, Some(reason)) = (self.intake.version, ended.reason) {
-            let mut properties = PropertyBuf::default();
-            properties.push(Property::ReasonString(&ended.text));
-            let disconnect = Disconnect {
-                reason,
-                properties: properties.as_properties(),
-            };
-            let _ = Packet::Disconnect(disconnect).encode(Version::V5, &mut out);
+            with_reason(&ended.text, self.listener, &mut out, |properties| {
+                Packet::Disconnect(Disconnect { reason, properties })
+            });
         }
         self.leave(ended.has_will);
         io.finish(out, FAREWELL_TIMEOUT).await;
@@ -711,7 +739,7 @@ impl Session {
                 self.stored = self.stored.max(self.telemetry.take_acknowledged());
                 self.intake.uplink.acknowledge(self.stored, &mut self.intake.out);
                 self.hand_over();
-                if poll_fn(|context| std::task::Poll::Ready(io.poll_send(context, &mut self.intake.out)))
+                if poll_fn(|context| Poll::Ready(io.poll_send(context, &mut self.intake.out)))
                     .await
                     .is_err()
                     || self.home.link.end().is_some_and(|_| self.telemetry.is_acknowledged())

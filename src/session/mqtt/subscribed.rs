@@ -47,6 +47,8 @@ impl Subscribed {
     pub fn add(&mut self, filter: &str, qos: QoS, name: &IdentityName) -> Result<QoS, Reason> {
         let module = name.module.as_ref().map(|module| module.as_str());
         match Filter::parse(filter) {
+            // MQTT 5 s3.9.3: as the CONNACK says.
+            None if filter.starts_with("$share/") => return Err(Reason::SHARED_NOT_SUPPORTED),
             None => return Err(Reason::TOPIC_FILTER_INVALID),
             Some(Filter::Commands(owner) | Filter::Inputs(owner)) if !owner.is(name.device.as_str(), module) => {
                 return Err(Reason::NOT_AUTHORIZED);
@@ -189,6 +191,7 @@ mod tests {
             (COMMANDS, module.clone(), Reason::NOT_AUTHORIZED),
             ("devices/d/modules/n/#", module, Reason::NOT_AUTHORIZED),
             ("#", device(), Reason::TOPIC_FILTER_INVALID),
+            ("$share/g/$iothub/twin/res/#", device(), Reason::SHARED_NOT_SUPPORTED),
             ("devices/d/messages/events/#", device(), Reason::TOPIC_FILTER_INVALID),
         ] {
             assert_eq!(

@@ -2,8 +2,9 @@
 
 use tokio::sync::mpsc;
 
+use super::say::{Listener, say};
 use crate::hub::ErrorCode;
-use crate::proto::mqtt::{Packet, Property, PropertyBuf, Publish, QoS, Version};
+use crate::proto::mqtt::{Property, PropertyBuf, Version};
 use crate::session::twin::{Desired, OwnTwin};
 
 /// Requests without an answer; then the client is read no further.
@@ -142,7 +143,7 @@ fn refusal(tag: Tag, code: ErrorCode, reason: &impl std::fmt::Display) -> Answer
 
 impl Answer {
     // IoT Hub, MQTT section 6: the id is the first parameter, byte for byte.
-    pub fn write(&self, version: Version, out: &mut Vec<u8>) {
+    pub fn write(&self, listener: Listener, out: &mut Vec<u8>) {
         if !self.tag.is_heard {
             return;
         }
@@ -152,35 +153,24 @@ impl Answer {
             topic.push_str(&format!("&$version={version}"));
         }
         let mut properties = PropertyBuf::default();
-        if version == Version::V5 {
+        if listener.version == Version::V5 {
             if let Some(correlation) = &self.tag.correlation {
                 properties.push(Property::CorrelationData(correlation));
             }
             properties.push(Property::User("status", &status.to_string()));
         }
-        say(&topic, &properties, self.body.as_bytes(), version, out);
+        say(&topic, &properties, self.body.as_bytes(), listener, out);
     }
 }
 
 // IoT Hub, MQTT section 6.
-pub(super) fn write_desired(desired: &Desired, version: Version, out: &mut Vec<u8>) {
+pub(super) fn write_desired(desired: &Desired, listener: Listener, out: &mut Vec<u8>) {
     let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={}", desired.version);
-    say(&topic, &PropertyBuf::default(), desired.json().as_bytes(), version, out);
-}
-
-/// Appends a message of QoS 0. One with a topic that is too long is nobody's to read: its id came from there.
-pub(super) fn say(topic: &str, properties: &PropertyBuf, payload: &[u8], version: Version, out: &mut Vec<u8>) {
-    let before = out.len();
-    let publish = Publish {
-        is_dup: false,
-        qos: QoS::AtMostOnce,
-        is_retain: false,
-        topic,
-        packet_id: None,
-        properties: properties.as_properties(),
-        payload,
-    };
-    if Packet::Publish(publish).encode(version, out).is_err() {
-        out.truncate(before);
-    }
+    say(
+        &topic,
+        &PropertyBuf::default(),
+        desired.json().as_bytes(),
+        listener,
+        out,
+    );
 }
