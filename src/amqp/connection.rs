@@ -20,6 +20,7 @@ use super::error;
 use super::link::{Core, Link, earlier};
 use super::node::Node;
 use super::serve::{Door, Visit};
+use crate::hub::ErrorCode;
 use crate::hub::auth::AuthError;
 use crate::model::UtcMillis;
 use crate::proto::amqp::address::Address;
@@ -316,7 +317,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         let idle = self.last_read + self.visited.door.config.idle_timeout * 2;
         let heartbeat = self.heartbeat.map(|every| self.last_sent + every);
-        let credentials = core.next_expiry.map(|at| self.visited.door.instant_of(at));
+        let plain = self.visited.credentials.borrow().plain_expires();
+        let credentials = earlier(core.next_expiry, plain).map(|at| self.visited.door.instant_of(at));
         [heartbeat, credentials].into_iter().flatten().fold(idle, Instant::min)
     }
 
@@ -344,6 +346,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         drop(core);
         self.check_credentials();
+        let expires = self.visited.credentials.borrow().plain_expires();
+        if expires.is_some_and(|at| self.visited.now() >= at) {
+            let error = error::of(ErrorCode::UNAUTHORIZED, "the token of the connection has run out");
+            self.visited.door.observer.ended(error.condition.label());
+            self.core.borrow_mut().connection.close(Some(error));
+        }
     }
 
     /// Ends the links whose credential has run out and was not renewed.

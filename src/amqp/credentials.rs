@@ -40,8 +40,13 @@ impl Granted {
 /// The user and password of SASL PLAIN.
 // IoT Hub, AMQP section 2.1; built-in endpoint section 4.1.
 enum Plain {
-    /// The user is a policy of the hub or an identity, the password a token.
-    Token(String),
+    /// The user is a policy of the hub or an identity, the password a token. The connection lives no longer than it.
+    Token {
+        token: String,
+        /// Whom the connection is bound to, if the user is an identity.
+        identity: Option<IdentityName>,
+        expires: UtcMillis,
+    },
     /// The user is a policy, the password its key.
     Key { policy: String, key: String },
 }
@@ -105,7 +110,12 @@ impl Credentials {
         };
         if password.starts_with("SharedAccessSignature") {
             self.check(password, now)?;
-            self.plain = Some(Plain::Token(password.to_owned()));
+            let token = SasToken::parse(password).map_err(AuthError::Malformed)?;
+            self.plain = Some(Plain::Token {
+                token: password.to_owned(),
+                identity: user_identity(user).ok_or(AuthError::Scope)?,
+                expires: token.expires(),
+            });
         } else {
             // A hub's user with a key, or an Event Hubs one.
             let policy = user.split_once("@sas.root.").map_or(user, |(policy, _)| policy);
@@ -117,6 +127,15 @@ impl Credentials {
             });
         }
         Ok(())
+    }
+
+    /// Until when the connection as a whole may last.
+    // IoT Hub, AMQP section 2.1: one token a connection, which cannot be renewed.
+    pub fn plain_expires(&self) -> Option<UtcMillis> {
+        match &self.plain {
+            Some(Plain::Token { expires, .. }) => Some(*expires),
+            Some(Plain::Key { .. }) | None => None,
+        }
     }
 
     /// Checks and keeps a token for `$cbs`.
@@ -179,7 +198,11 @@ impl Credentials {
             .flatten()
             .filter_map(|key| self.tokens.get(key));
         let plain = match &self.plain {
-            Some(Plain::Token(token)) => Some(token),
+            // IoT Hub, AMQP section 1.
+            Some(Plain::Token {
+                identity: Some(bound), ..
+            }) if bound != name => return Err(AuthError::Scope),
+            Some(Plain::Token { token, .. }) => Some(token),
             Some(Plain::Key { .. }) | None => None,
         };
         let mut refused = AuthError::Missing;
@@ -242,7 +265,7 @@ impl Credentials {
         by_token: impl FnOnce(&str) -> Result<ServiceAuthenticated, AuthError>,
     ) -> Result<ServiceAuthenticated, AuthError> {
         match &self.plain {
-            Some(Plain::Token(token)) => by_token(token),
+            Some(Plain::Token { token, .. }) => by_token(token),
             Some(Plain::Key { policy, key }) => self.authenticator.authenticate_key(policy, key, wanted),
             None => Err(AuthError::Missing),
         }
@@ -261,6 +284,25 @@ impl Credentials {
         self.authenticator
             .authenticate_eventhub(token, address, &self.host_name, now)
     }
+}
+
+/// The identity that a user of SASL PLAIN is, if it is one and no policy. `None`: it names none that can be.
+// IoT Hub, AMQP section 2.1.
+fn user_identity(user: &str) -> Option<Option<IdentityName>> {
+    let Some((path, hub)) = user.rsplit_once("@sas.") else {
+        return Some(None);
+    };
+    if hub.starts_with("root.") {
+        return Some(None);
+    }
+    let (device, module) = match path.split_once("/modules/") {
+        Some((device, module)) => (device, Some(module)),
+        None => (path, None),
+    };
+    Some(Some(IdentityName {
+        device: DeviceId::new(device).ok()?,
+        module: module.map(ModuleId::new).transpose().ok()?,
+    }))
 }
 
 /// The device or module whose path it is.
@@ -290,4 +332,29 @@ fn key<'a>(has_scheme: bool, path: impl Iterator<Item = &'a str>) -> String {
         key.push_str(segment);
     }
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_an_identity_or_a_policy() {
+        let name = |user: &str| {
+            let identity = user_identity(user)?;
+            Some(identity.map(|name| {
+                let module = name.module.as_ref().map(|module| module.as_str().to_owned());
+                (name.device.as_str().to_owned(), module)
+            }))
+        };
+        let identity = |device: &str, module: Option<&str>| Some(Some((device.to_owned(), module.map(str::to_owned))));
+        assert_eq!(name("lamp@sas.hub"), identity("lamp", None));
+        assert_eq!(name("a@sas.b@sas.hub"), identity("a@sas.b", None));
+        assert_eq!(name("lamp/modules/m@sas.hub"), identity("lamp", Some("m")));
+        assert_eq!(name("service@sas.root.hub"), Some(None));
+        assert_eq!(name("iothubowner"), Some(None));
+        for user in ["@sas.hub", "lamp/modules/@sas.hub", "a b@sas.hub"] {
+            assert_eq!(name(user), None, "{user}");
+        }
+    }
 }

@@ -7,11 +7,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use forebay::client::tls::ClientTls;
+use forebay::client::tls::{ClientTls, Identity};
 use forebay::proto::amqp::frame::{self, FrameKind};
 use forebay::proto::amqp::message::{Id, Message, MessageWriter, Properties};
 use forebay::proto::amqp::performative::{
-    Begin, Detach, Disposition, Flow, Open, Performative, ReceiverSettles, SenderSettles, Terminus, Transfer,
+    Begin, Detach, Disposition, Flow, Open, Performative, ReceiverSettles, SaslFrame, SaslInit, SenderSettles,
+    Terminus, Transfer,
 };
 use forebay::proto::amqp::value::{Value, Writer};
 use forebay::proto::amqp::{Attach, DeliveryState, Error, Role};
@@ -102,8 +103,14 @@ pub struct AmqpPeer {
 impl AmqpPeer {
     /// Connects without SASL, as the Node and C# clients do.
     pub async fn connect(hub: &Hub) -> Self {
+        Self::connect_with(hub, None, None).await
+    }
+
+    /// Connects with a client certificate, or with a SASL mechanism and its response.
+    pub async fn connect_with(hub: &Hub, identity: Option<Identity>, sasl: Option<(&str, &str)>) -> Self {
         let endpoints = hub.endpoints();
-        let tls = ClientTls::from_ca_file(&endpoints.ca_file).unwrap();
+        let mut tls = ClientTls::from_ca_file(&endpoints.ca_file).unwrap();
+        tls.identity = identity;
         let mut config = forebay::client::tls::client_config(tls).unwrap();
         Arc::make_mut(&mut config).alpn_protocols.clear();
         let stream = within(TcpStream::connect((Ipv4Addr::LOCALHOST, endpoints.amqps_port)))
@@ -126,6 +133,9 @@ impl AmqpPeer {
             received: VecDeque::new(),
             partial: None,
         };
+        if let Some((mechanism, response)) = sasl {
+            peer.sign_in(mechanism, response).await;
+        }
         peer.write(&frame::AMQP_HEADER).await;
         peer.say(&Performative::Open(Open {
             container_id: "test".into(),
@@ -144,6 +154,33 @@ impl AmqpPeer {
         }))
         .await;
         peer
+    }
+
+    async fn sign_in(&mut self, mechanism: &str, response: &str) {
+        self.write(&frame::SASL_HEADER).await;
+        let init = SaslInit {
+            mechanism: mechanism.to_owned(),
+            response: Some(response.to_owned().into()),
+        };
+        let mut bytes = Vec::new();
+        frame::put(&mut bytes, FrameKind::Sasl, 0, |body| init.write(body));
+        self.write(&bytes).await;
+        let signing_in = async {
+            loop {
+                if self.input.starts_with(b"AMQP") && self.input.len() >= frame::PROTOCOL_HEADER_BYTES {
+                    let _ = self.input.split_to(frame::PROTOCOL_HEADER_BYTES);
+                }
+                while !self.input.starts_with(b"AMQP")
+                    && let Some(frame) = frame::take(&mut self.input, u32::MAX).unwrap()
+                {
+                    if let SaslFrame::Outcome { is_ok } = SaslFrame::read(&frame.body).unwrap() {
+                        return is_ok;
+                    }
+                }
+                assert!(self.stream.read_buf(&mut self.input).await.unwrap() > 0);
+            }
+        };
+        assert!(within(signing_in).await, "{mechanism} is refused");
     }
 
     /// Connects and shows a token.
