@@ -65,6 +65,15 @@ pub struct HubArgs {
     /// Where the started hub's folder is made: choose the disk to measure [default: the temporary folder]
     #[arg(long, value_name = "DIR", global = true)]
     dir: Option<PathBuf>,
+    /// Measure another MQTT broker, at this port of this machine, which lets anybody in
+    #[arg(long, value_name = "PORT", global = true, conflicts_with_all = ["start", "hub", "host"], requires = "broker_pid")]
+    broker: Option<u16>,
+    /// The other broker's process
+    #[arg(long, value_name = "PID", global = true, requires = "broker")]
+    broker_pid: Option<u32>,
+    /// The other broker speaks TLS under the name localhost, by a certificate of this CA
+    #[arg(long, value_name = "FILE", global = true, requires = "broker")]
+    broker_ca: Option<PathBuf>,
 }
 
 impl HubArgs {
@@ -74,7 +83,7 @@ impl HubArgs {
     /// Says what contradicts.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
-            self.start || self.hub.is_some() || self.host.is_some(),
+            self.start || self.hub.is_some() || self.host.is_some() || self.broker.is_some(),
             "name a running hub by its data folder (--hub DIR) or its host (--host NAME), or --start one"
         );
         let is_told = self.durability.is_some() || !self.set.is_empty() || self.dir.is_some();
@@ -83,6 +92,39 @@ impl HubArgs {
             "--durability, --set and --dir are for a hub that is started (--start)"
         );
         Ok(())
+    }
+
+    /// Whether it is another broker that is measured, which does no more than MQTT.
+    pub fn is_other_broker(&self) -> bool {
+        self.broker.is_some()
+    }
+
+    fn other_broker(&self) -> Option<Hub> {
+        let endpoints = Endpoints {
+            hub_host: "localhost".to_owned(),
+            ca_file: self.broker_ca.clone().unwrap_or_default(),
+            iothub_connection_string: String::new(),
+            eventhub_connection_string: String::new(),
+            consumer_group: String::new(),
+            second_consumer_group: String::new(),
+            mqtt_port: self.broker?,
+            https_port: 0,
+            amqps_port: 0,
+            amqp_plain_port: 0,
+            case_timeout: 0,
+            quic_port: 0,
+            ops_port: 0,
+            devices: Vec::new(),
+        };
+        Some(Hub {
+            started: None,
+            is_other_broker: true,
+            pid: Some(self.broker_pid?),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            endpoints,
+            durability: "as the broker is set".to_owned(),
+            settings: Vec::new(),
+        })
     }
 }
 
@@ -220,6 +262,8 @@ fn spawn(args: &HubArgs, folder: &Path, quic_port: Option<u16>) -> anyhow::Resul
 
 pub struct Hub {
     started: Option<Started>,
+    /// No hub: it knows no devices, and nothing but MQTT.
+    is_other_broker: bool,
     /// Of a hub on this machine.
     pid: Option<u32>,
     address: IpAddr,
@@ -233,6 +277,9 @@ impl Hub {
     /// The hub does not run, does not start or does not answer.
     pub async fn open(args: &HubArgs) -> anyhow::Result<Self> {
         args.check()?;
+        if let Some(broker) = args.other_broker() {
+            return Ok(broker);
+        }
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let (started, endpoints, pid, address) = if let Some(host) = &args.host {
             let key_file = args
@@ -252,6 +299,7 @@ impl Hub {
         };
         let mut hub = Self {
             started,
+            is_other_broker: false,
             pid,
             address,
             endpoints,
@@ -327,6 +375,16 @@ impl Hub {
         Ok(self.endpoints.mqtt_port)
     }
 
+    /// What the certificate of the MQTT port is checked by; `None`: it has none.
+    pub fn mqtt_ca(&self) -> Option<&Path> {
+        let is_plain = self.is_other_broker && self.endpoints.ca_file.as_os_str().is_empty();
+        (!is_plain).then_some(&*self.endpoints.ca_file)
+    }
+
+    pub fn is_other_broker(&self) -> bool {
+        self.is_other_broker
+    }
+
     /// The name of the built-in endpoint.
     ///
     /// # Errors
@@ -385,6 +443,9 @@ impl Hub {
     /// # Errors
     /// The hub refuses.
     pub async fn members(&self, count: usize) -> anyhow::Result<Vec<Member>> {
+        if self.is_other_broker {
+            return (0..count).map(stranger).collect();
+        }
         let endpoint = self.endpoint(&TransportOptions::default())?;
         let service = Arc::new(self.service(&endpoint).await?);
         let mut progress = Progress::new("devices", count as u64);
@@ -446,6 +507,14 @@ impl Hub {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// One that no broker knows.
+fn stranger(index: usize) -> anyhow::Result<Member> {
+    Ok(Member {
+        id: DeviceId::new(&format!("bench-{index}"))?,
+        key: String::new(),
+    })
 }
 
 async fn member(service: &Service, index: usize) -> anyhow::Result<Member> {

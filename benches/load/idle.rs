@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use forebay::client::endpoint::TransportOptions;
 use serde::Serialize;
 
@@ -13,6 +13,7 @@ use crate::hub::Hub;
 use crate::measure::Mark;
 use crate::mqtt;
 use crate::progress::Progress;
+use crate::protocol::Protocol;
 use crate::report::{Figure, Run};
 
 /// Memory is read when what the handshakes needed has been given back.
@@ -20,14 +21,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// Nothing ever comes from it.
 const QUIET: &str = "/messages/servicebound/filenotifications";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Protocol {
-    Quic,
-    Amqp,
-    Mqtt,
-}
 
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct IdleArgs {
@@ -45,7 +38,7 @@ pub struct IdleArgs {
     seconds: f64,
     /// What is spoken; over AMQP a session is a service's connection with one session
     #[arg(long, value_enum, default_value_t = Protocol::Quic)]
-    protocol: Protocol,
+    pub protocol: Protocol,
     /// Quiet receivers attached on each AMQP connection
     #[arg(long, value_name = "N", default_value_t = 0)]
     links: u32,

@@ -12,8 +12,10 @@ use crate::hub::Hub;
 use crate::measure::{Mark, percentiles};
 use crate::pace::{Pace, Paced};
 use crate::progress::Progress;
+use crate::protocol::Protocol;
 use crate::report::{Figure, Run};
 use crate::saturate::{Load, Saturation};
+use crate::telemetry::{AmqpArgs, TelemetryArgs};
 
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct IngestArgs {
@@ -23,10 +25,13 @@ pub struct IngestArgs {
     /// Body of a message in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     size: usize,
-    /// Messages of one frame; 1 for devices that do not batch
+    /// What devices speak; over MQTT with QoS 1, over AMQP unsettled
+    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
+    pub protocol: Protocol,
+    /// Over QUIC, messages of one frame; 1 for devices that do not batch
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: u32,
-    /// Messages a device has unacknowledged at most [default: 8 batches, at least 64]
+    /// Messages a device has unacknowledged at most [default: 64; over QUIC 8 batches, at least 64]
     #[arg(long, value_name = "N", conflicts_with = "rate")]
     in_flight: Option<usize>,
     /// Messages a second of each device, instead of as many as possible
@@ -41,7 +46,7 @@ pub struct IngestArgs {
     /// Time before that, which does not count
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     warmup: f64,
-    /// Largest UDP payload to try, bytes
+    /// Over QUIC, largest UDP payload to try, bytes
     #[arg(long, value_name = "BYTES", default_value_t = TransportOptions::default().udp_payload_bytes_max)]
     udp_payload: u16,
 }
@@ -50,6 +55,23 @@ impl IngestArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let load = TelemetryArgs {
+            devices: self.devices,
+            in_flight: self.in_flight.unwrap_or(64),
+            size: u32::try_from(self.size)?,
+            rate: self.rate,
+            burst_ms: self.burst_ms,
+            seconds: self.seconds,
+            warmup: self.warmup,
+        };
+        match self.protocol {
+            Protocol::Quic => self.run_quic(hub).await,
+            Protocol::Mqtt => load.run(hub).await,
+            Protocol::Amqp => AmqpArgs { load, plain: false }.run(hub).await,
+        }
+    }
+
+    async fn run_quic(&self, hub: &Hub) -> anyhow::Result<Run> {
         let in_flight = self.in_flight.unwrap_or(self.batch as usize * 8).max(64);
         ensure!(self.batch > 0 && self.devices > 0, "there must be devices and messages");
         ensure!(in_flight >= self.batch as usize, "--in-flight is below --batch");

@@ -15,7 +15,9 @@ use crate::hub::Hub;
 use crate::measure::{Mark, percentiles};
 use crate::pace::{Pace, Paced};
 use crate::progress::Progress;
+use crate::protocol::Protocol;
 use crate::report::{Figure, Run};
+use crate::telemetry::{AmqpArgs, TelemetryArgs};
 
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct LatencyArgs {
@@ -25,6 +27,9 @@ pub struct LatencyArgs {
     /// Devices, each with a connection of its own
     #[arg(long, value_name = "N", default_value_t = 8)]
     devices: usize,
+    /// What devices speak
+    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
+    pub protocol: Protocol,
     /// Body of a message in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     size: usize,
@@ -47,6 +52,23 @@ impl LatencyArgs {
             self.devices > 0 && self.rate > 0.0,
             "there must be devices and messages"
         );
+        let load = TelemetryArgs {
+            devices: self.devices,
+            in_flight: 1,
+            size: u32::try_from(self.size)?,
+            rate: Some(self.rate / self.devices as f64),
+            burst_ms: self.burst_ms,
+            seconds: self.seconds,
+            warmup: self.warmup,
+        };
+        match self.protocol {
+            Protocol::Quic => self.run_quic(hub).await,
+            Protocol::Mqtt => load.run(hub).await,
+            Protocol::Amqp => AmqpArgs { load, plain: false }.run(hub).await,
+        }
+    }
+
+    async fn run_quic(&self, hub: &Hub) -> anyhow::Result<Run> {
         let members = hub.members(self.devices).await?;
         let endpoint = hub.endpoint(&TransportOptions::default())?;
         let devices = fleet::connect(hub, &members, FleetOptions::default(), |_| endpoint.clone()).await?;

@@ -24,6 +24,7 @@ mod method;
 mod mqtt;
 mod pace;
 mod progress;
+mod protocol;
 mod registry;
 mod report;
 mod saturate;
@@ -34,10 +35,11 @@ mod twin;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::hub::{Hub, HubArgs};
+use crate::protocol::{DeviceProtocol, Protocol};
 use crate::report::{Report, Run};
 
 /// Measures a Forebay hub: its CPU per message, rates, latencies, memory per session.
@@ -84,9 +86,9 @@ enum Scenario {
     Catchup(catchup::CatchupArgs),
     /// Fill a backlog, then read all of it over AMQP as Event Hubs clients do
     Events(events::EventsArgs),
-    /// Devices send over AMQP, each with a set number of messages that are not accepted yet
+    /// Short for ingest --protocol amqp; with --plain also without TLS
     Amqp(telemetry::AmqpArgs),
-    /// Devices send over MQTT with QoS 1, each with a set number of messages that are not acknowledged yet, or at a set rate
+    /// Short for ingest --protocol mqtt
     Mqtt(telemetry::TelemetryArgs),
     /// Many quiet sessions: memory of the server for each
     Idle(idle::IdleArgs),
@@ -123,6 +125,26 @@ impl Scenario {
             Self::Method(_) => "method",
             Self::Registry(_) => "registry",
             Self::Twin(_) => "twin",
+        }
+    }
+
+    /// Whether it measures MQTT alone, which other brokers speak as well.
+    fn is_mqtt(&self) -> bool {
+        match self {
+            Self::Ingest(args) => args.protocol == Protocol::Mqtt,
+            Self::Latency(args) => args.protocol == Protocol::Mqtt,
+            Self::Idle(args) => args.protocol == Protocol::Mqtt,
+            Self::Storm(args) => args.protocol == DeviceProtocol::Mqtt,
+            Self::Mqtt(_) => true,
+            Self::Catchup(_)
+            | Self::Events(_)
+            | Self::Amqp(_)
+            | Self::Https(_)
+            | Self::C2d(_)
+            | Self::Deliver(_)
+            | Self::Method(_)
+            | Self::Registry(_)
+            | Self::Twin(_) => false,
         }
     }
 
@@ -206,6 +228,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn measure_all(common: &Common, scenario: &Scenario) -> anyhow::Result<Report> {
+    ensure!(
+        scenario.is_mqtt() || !common.hub.is_other_broker(),
+        "another broker is measured by ingest, latency, idle and storm with --protocol mqtt"
+    );
     let mut report = None;
     for _ in 0..common.runs {
         let mut hub = Hub::open(&common.hub).await?;
@@ -259,5 +285,23 @@ mod tests {
         assert!(!check("forebay-bench ingest --start --hub d"));
         assert!(!check("forebay-bench ingest --hub d --durability os"));
         assert!(!check("forebay-bench ingest --hub d --dir x"));
+        assert!(check("forebay-bench mqtt --broker 1883 --broker-pid 7"));
+        assert!(!check("forebay-bench mqtt --broker 1883"));
+        assert!(!check("forebay-bench mqtt --start --broker 1883 --broker-pid 7"));
+        assert!(!check("forebay-bench mqtt --hub d --broker-ca ca.pem"));
+    }
+
+    #[test]
+    fn another_broker_is_measured_over_mqtt_alone() {
+        let is_mqtt = |line: &str| match Cli::try_parse_from(line.split(' ')).expect("a command line").action {
+            Action::Measure(scenario) => scenario.is_mqtt(),
+            Action::BareHttps(_) => false,
+        };
+        for scenario in ["ingest", "latency", "idle", "storm"] {
+            assert!(!is_mqtt(&format!("forebay-bench {scenario}")), "{scenario}");
+            let line = format!("forebay-bench {scenario} --protocol mqtt");
+            assert!(is_mqtt(&line), "{scenario}");
+        }
+        assert!(is_mqtt("forebay-bench mqtt") && !is_mqtt("forebay-bench twin --protocol mqtt"));
     }
 }

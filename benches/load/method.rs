@@ -1,20 +1,24 @@
 //! How long do a direct method's way to the device and back, and a message's way to the device, take on a quiet hub?
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use forebay::client::device::Device;
 use forebay::client::endpoint::TransportOptions;
 use forebay::client::service::Service;
 use forebay::client::streams::{MethodAnswer, Outcome};
+use forebay::proto::mqtt::{Packet, QoS};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::fleet::{self, FleetOptions};
 use crate::hub::{Hub, Member};
 use crate::measure::{Mark, latencies, percentiles, record};
+use crate::mqtt::Connection;
 use crate::progress::Progress;
+use crate::protocol::DeviceProtocol;
 use crate::report::{Figure, Run};
 
 #[derive(Clone, Debug, Args, Serialize)]
@@ -25,6 +29,9 @@ pub struct QuietArgs {
     /// Between the end of one and the next
     #[arg(long, value_name = "MS", default_value_t = 1)]
     pause_ms: u64,
+    /// What the device speaks
+    #[arg(long, value_enum, default_value_t = DeviceProtocol::Quic)]
+    protocol: DeviceProtocol,
 }
 
 /// One device, its service, and the server's CPU over what is done with them.
@@ -53,6 +60,9 @@ impl QuietArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run_method(&self, hub: &Hub) -> anyhow::Result<Run> {
+        if self.protocol == DeviceProtocol::Mqtt {
+            return self.run_method_mqtt(hub).await;
+        }
         let pair = Pair::new(hub).await?;
         let serving = tokio::spawn(
             pair.device
@@ -77,6 +87,9 @@ impl QuietArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run_deliver(&self, hub: &Hub) -> anyhow::Result<Run> {
+        if self.protocol == DeviceProtocol::Mqtt {
+            return self.run_deliver_mqtt(hub).await;
+        }
         let pair = Pair::new(hub).await?;
         let mut commands = pair.device.commands(10);
         commands.listen().await?;
@@ -87,6 +100,46 @@ impl QuietArgs {
             let arrived = Instant::now();
             queued?;
             commands.settle(&command?, Outcome::Complete).await?;
+            Ok(arrived)
+        })
+        .await
+    }
+
+    async fn run_method_mqtt(&self, hub: &Hub) -> anyhow::Result<Run> {
+        const FILTER: &str = "$iothub/methods/POST/#";
+        let member = hub.members(1).await?.remove(0);
+        let service = hub.service(&hub.endpoint(&TransportOptions::default())?).await?;
+        let device = Connection::subscribed(hub, &member, FILTER, QoS::AtMostOnce).await?;
+        let serving = tokio::spawn(echo(device));
+        let call = json!({ "deviceId": member.id.as_str(), "methodName": "echo", "payload": 1 });
+        let run = self
+            .time(hub, "call", async || {
+                let answer = service.request("method.invoke", &call).await?;
+                ensure!(answer["status"] == 200, "the device answered {answer}");
+                Ok(Instant::now())
+            })
+            .await;
+        serving.abort();
+        run
+    }
+
+    async fn run_deliver_mqtt(&self, hub: &Hub) -> anyhow::Result<Run> {
+        let member = hub.members(1).await?.remove(0);
+        let service = hub.service(&hub.endpoint(&TransportOptions::default())?).await?;
+        let id = member.id.as_str();
+        let filter = format!("devices/{id}/messages/devicebound/#");
+        let mut device = Connection::subscribed(hub, &member, &filter, QoS::AtLeastOnce).await?;
+        let message = json!({ "deviceId": id, "body": "on" });
+        self.time(hub, "deliver", async || {
+            let queued = service.request("c2d.send", &message);
+            let told = device.hear(|packet| match packet {
+                Packet::Publish(message) => Ok(message.packet_id),
+                _ => Ok(None),
+            });
+            let (queued, told) = tokio::join!(queued, told);
+            let arrived = Instant::now();
+            queued?;
+            device.acknowledge(told?).await?;
             Ok(arrived)
         })
         .await
@@ -118,5 +171,22 @@ impl QuietArgs {
             figures,
             latencies: Some(latencies),
         })
+    }
+}
+
+/// Answers every call with what it carries.
+async fn echo(mut device: Connection) -> anyhow::Result<Infallible> {
+    loop {
+        let (topic, payload) = device
+            .hear(|packet| {
+                let Packet::Publish(call) = packet else {
+                    return Ok(None);
+                };
+                let (_, rid) = call.topic.split_once("/?$rid=").context("a call without an id")?;
+                let topic = format!("$iothub/methods/res/200/?$rid={rid}");
+                Ok(Some((topic, call.payload.to_vec())))
+            })
+            .await?;
+        device.say(&topic, &payload).await?;
     }
 }

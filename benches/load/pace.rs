@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use forebay::client::device::Device;
 use hdrhistogram::Histogram;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::measure::{latencies, record};
 
 const TICK: Duration = Duration::from_millis(1);
 /// After the last message; then what is missing is an error.
-const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The schedule of one device.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +44,13 @@ impl Pace {
     }
 
     /// Messages of the first `bursts` bursts.
-    fn messages(&self, bursts: u64) -> u64 {
+    pub fn messages(&self, bursts: u64) -> u64 {
         (bursts as f64 * self.per_burst).round() as u64
+    }
+
+    /// When a device's burst is due, in a schedule that begins at `start`.
+    pub fn due(&self, start: Instant, device: usize, burst: u64) -> Instant {
+        start + TICK * self.tick(device, burst) as u32
     }
 
     /// The tick of a device's burst.
@@ -67,7 +72,7 @@ impl Paced {
         let start = Instant::now() + Duration::from_millis(10);
         std::thread::spawn(move || keep_time(start, pace.ticks(), &clock));
         let receiver = |(index, device): (usize, &Device)| {
-            let due = move |burst| start + TICK * pace.tick(index, burst) as u32;
+            let due = move |burst| pace.due(start, index, burst);
             tokio::spawn(receive(device.clone(), pace, due, measured_from))
         };
         let receivers = devices.iter().enumerate().map(receiver).collect();
@@ -90,6 +95,31 @@ impl Paced {
         }
         Ok(all)
     }
+}
+
+/// Tells each of so many devices when its bursts are due, by their numbers, until the schedule ends.
+pub fn bursts(devices: usize, pace: Pace, start: Instant) -> Vec<mpsc::UnboundedReceiver<u64>> {
+    let (clock, mut ticks) = watch::channel(0);
+    std::thread::spawn(move || keep_time(start, pace.ticks(), &clock));
+    let (turns, told): (Vec<_>, Vec<_>) = (0..devices).map(|_| mpsc::unbounded_channel()).unzip();
+    tokio::spawn(async move {
+        let mut done = 0;
+        while done < pace.ticks() {
+            let begun = *ticks.borrow_and_update();
+            for tick in done..begun {
+                let (burst, turn) = (tick / pace.burst_ticks, (tick % pace.burst_ticks) as usize);
+                for device in turns.iter().skip(turn).step_by(pace.burst_ticks as usize) {
+                    // One that has failed says so itself.
+                    let _ = device.send(burst);
+                }
+            }
+            done = begun;
+            if done < pace.ticks() && ticks.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    told
 }
 
 /// Tells how many ticks have begun, until all have or nobody listens.
@@ -212,5 +242,17 @@ mod tests {
         assert_eq!(pace.tick(0, 0), 0);
         assert_eq!(pace.tick(499, 0), 499);
         assert_eq!(pace.tick(500, 3), 1500);
+    }
+
+    #[tokio::test]
+    async fn every_burst_is_told_once_and_not_before_it_is_due() {
+        let (pace, start) = (Pace::new(100.0, 4, Duration::from_millis(20)), Instant::now());
+        for (device, mut told) in bursts(6, pace, start).into_iter().enumerate() {
+            for burst in 0..5 {
+                assert_eq!(told.recv().await, Some(burst));
+                assert!(Instant::now() >= pace.due(start, device, burst));
+            }
+            assert_eq!(told.recv().await, None);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use forebay::client::endpoint::{ClientEndpoint, TransportOptions};
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use crate::hub::{Hub, Member};
 use crate::measure::{Mark, Stretch};
 use crate::mqtt;
 use crate::progress::Progress;
+use crate::protocol::DeviceProtocol;
 use crate::report::{Figure, Run};
 
 /// Between the loss and the return: the hub takes note of the farewells.
@@ -28,15 +29,8 @@ pub struct StormArgs {
     #[arg(long, value_name = "N", default_value_t = 256)]
     parallel: usize,
     /// What is spoken
-    #[arg(long, value_enum, default_value_t = Protocol::Quic)]
-    protocol: Protocol,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Protocol {
-    Quic,
-    Mqtt,
+    #[arg(long, value_enum, default_value_t = DeviceProtocol::Quic)]
+    pub protocol: DeviceProtocol,
 }
 
 impl StormArgs {
@@ -44,7 +38,7 @@ impl StormArgs {
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
         let members = hub.members(self.sessions).await?;
-        if self.protocol == Protocol::Mqtt {
+        if self.protocol == DeviceProtocol::Mqtt {
             return self.run_mqtt(hub, &members).await;
         }
         let sockets = (0..self.sockets)

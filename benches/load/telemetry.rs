@@ -1,13 +1,14 @@
 //! What does a message cost that a device sends over MQTT or AMQP, until it is acknowledged because it is durable?
 //!
 //! Closed loop: each device keeps a set number of messages unacknowledged. With a rate it sends what is due, in bursts, and
-//! latency counts from the moment a message was due.
+//! latency counts from the moment a message was due, whenever it leaves.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
@@ -15,6 +16,7 @@ use forebay::hub::sas;
 use forebay::proto::amqp::message::MessageWriter;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::amqp::Connection;
@@ -23,6 +25,7 @@ use crate::fleet;
 use crate::hub::{Hub, Member};
 use crate::measure::{Mark, latencies, percentiles, record};
 use crate::mqtt;
+use crate::pace::{self, ACKNOWLEDGE_TIMEOUT, Pace};
 use crate::progress::Progress;
 use crate::report::{Figure, Run};
 
@@ -34,35 +37,35 @@ const PARALLEL: usize = 32;
 pub struct TelemetryArgs {
     /// Connections, each of a device of its own
     #[arg(long, value_name = "N", default_value_t = 64)]
-    devices: usize,
+    pub devices: usize,
     /// Messages that a device sends before the first is acknowledged
     #[arg(long, value_name = "N", default_value_t = 64)]
-    in_flight: usize,
+    pub in_flight: usize,
     /// Body of a message in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(..=32_768))]
-    size: u32,
+    pub size: u32,
     /// Messages a second of each device, instead of as many as possible
     #[arg(long, value_name = "N")]
-    rate: Option<f64>,
+    pub rate: Option<f64>,
     /// With --rate: a device sends what is due this often
     #[arg(long, value_name = "MS", default_value_t = 500, requires = "rate")]
-    burst_ms: u64,
+    pub burst_ms: u64,
     /// Measured time
     #[arg(long, value_name = "S", default_value_t = 5.0)]
-    seconds: f64,
+    pub seconds: f64,
     /// Time before that, which does not count
     #[arg(long, value_name = "S", default_value_t = 1.0)]
-    warmup: f64,
+    pub warmup: f64,
 }
 
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct AmqpArgs {
     #[command(flatten)]
     #[serde(flatten)]
-    load: TelemetryArgs,
+    pub load: TelemetryArgs,
     /// Without TLS, over the port for emulator clients
     #[arg(long)]
-    plain: bool,
+    pub plain: bool,
 }
 
 #[derive(Default)]
@@ -106,7 +109,7 @@ impl Pipeline for Sender {
     }
 }
 
-impl Pipeline for mqtt::Device {
+impl Pipeline for mqtt::sender::Device {
     fn unacknowledged(&self) -> usize {
         Self::unacknowledged(self)
     }
@@ -132,6 +135,8 @@ impl AmqpArgs {
     /// # Errors
     /// The hub refuses, or is gone.
     pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+        // A message of the sender is one frame.
+        ensure!(self.load.size <= 32_768, "over AMQP a body has at most 32768 bytes");
         let mut payload = Vec::new();
         MessageWriter::new(&mut payload).data(&fleet::body(self.load.size as usize));
         let mut senders = Vec::new();
@@ -165,22 +170,27 @@ impl TelemetryArgs {
         let start = Instant::now();
         let measured_from = start + warmup;
         let mut running = JoinSet::new();
-        let count = senders.len() as u32;
-        for (index, sender) in senders.into_iter().enumerate() {
-            let (payload, shared) = (payload.clone(), shared.clone());
-            match self.rate {
-                None => running.spawn(saturate(sender, payload, self.in_flight, shared, measured_from)),
-                Some(rate) => {
-                    let every = Duration::from_millis(self.burst_ms);
-                    let schedule = Schedule {
-                        // Devices take turns over a burst.
-                        start: start + every * index as u32 / count,
-                        every,
-                        messages: rate * every.as_secs_f64(),
-                    };
-                    running.spawn(pace(sender, payload, schedule, shared, measured_from))
+        match self.rate {
+            None => {
+                for sender in senders {
+                    let (payload, shared) = (payload.clone(), shared.clone());
+                    running.spawn(saturate(sender, payload, self.in_flight, shared, measured_from));
                 }
-            };
+            }
+            Some(rate) => {
+                let pace = Pace::new(rate, self.burst_ms, warmup + Duration::from_secs_f64(self.seconds));
+                let bursts = pace::bursts(senders.len(), pace, start);
+                for (index, (sender, bursts)) in senders.into_iter().zip(bursts).enumerate() {
+                    let schedule = Schedule {
+                        pace,
+                        start,
+                        index,
+                        bursts,
+                    };
+                    let (payload, shared) = (payload.clone(), shared.clone());
+                    running.spawn(send_paced(sender, payload, schedule, shared, measured_from));
+                }
+            }
         }
         Progress::sleep("warm-up", warmup).await;
         let (before, counted) = (Mark::now(hub)?, shared.acknowledged.load(Ordering::Relaxed));
@@ -193,6 +203,7 @@ impl TelemetryArgs {
         }
         let stretch = before.until(after);
         let mut figures = stretch.of_messages(count, self.size as usize);
+        figures.push(Figure::new("messages_timed", all.len() as f64, ""));
         figures.push(Figure::new(
             "server_cpu_us_per_message",
             stretch.server.total() / count as f64 * 1e6,
@@ -257,37 +268,45 @@ async fn saturate<P: Pipeline>(
 }
 
 /// What a device sends, settled before the first message leaves.
-#[derive(Clone, Copy)]
 struct Schedule {
+    pace: Pace,
     start: Instant,
-    every: Duration,
-    /// Of one burst; may be a fraction.
-    messages: f64,
+    index: usize,
+    /// Those that are due, as they come due.
+    bursts: mpsc::UnboundedReceiver<u64>,
 }
 
-async fn pace<P: Pipeline>(
+async fn send_paced<P: Pipeline>(
     mut sender: P,
     payload: Arc<[u8]>,
-    schedule: Schedule,
+    mut schedule: Schedule,
     shared: Arc<Shared>,
     measured_from: Instant,
 ) -> anyhow::Result<Histogram<u64>> {
     let mut latencies = latencies();
-    let (mut burst, mut sent) = (0_u32, 0_u64);
-    while !shared.stop.load(Ordering::Relaxed) {
-        let due = schedule.start + schedule.every * burst;
-        if Instant::now() < due {
-            tokio::select! {
-                taken = acknowledged(&mut sender, &shared, measured_from, &mut latencies) => taken?,
-                () = tokio::time::sleep_until(due.into()) => {}
+    // Messages that are due and may not leave yet.
+    let mut waiting: VecDeque<Instant> = VecDeque::new();
+    let mut is_over = false;
+    while !is_over || !waiting.is_empty() || sender.unacknowledged() > 0 {
+        tokio::select! {
+            taken = acknowledged(&mut sender, &shared, measured_from, &mut latencies) => taken?,
+            burst = schedule.bursts.recv(), if !is_over => match burst {
+                Some(burst) => {
+                    let pace = &schedule.pace;
+                    let count = pace.messages(burst + 1) - pace.messages(burst);
+                    let due = pace.due(schedule.start, schedule.index, burst);
+                    waiting.extend(std::iter::repeat_n(due, count as usize));
+                }
+                None => is_over = true,
+            },
+            () = tokio::time::sleep(ACKNOWLEDGE_TIMEOUT) => {
+                bail!("{} messages are unacknowledged after {ACKNOWLEDGE_TIMEOUT:?}", sender.unacknowledged())
             }
-            continue;
         }
-        burst += 1;
-        let total = (f64::from(burst) * schedule.messages).round() as u64;
-        while sent < total {
+        while sender.may_send()
+            && let Some(due) = waiting.pop_front()
+        {
             sender.put(&payload, due)?;
-            sent += 1;
         }
         sender.flush().await?;
     }

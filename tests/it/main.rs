@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod amqp_credentials;
 mod amqp_devices;
 mod amqp_peer;
 mod amqp_services;
