@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_uses_up_no_turn() {
-        let admission = Admission::new(10);
+        let admission = Admission::new(1);
         while admission.try_admit() {}
         let before = admission.readings().admitted;
         let left = tokio::time::timeout(Duration::from_millis(5), admission.turn()).await;
@@ -196,7 +196,7 @@ mod tests {
         let started = Instant::now();
         admission.turn().await;
         assert!(
-            started.elapsed() < Duration::from_millis(150),
+            started.elapsed() < Duration::from_millis(1_900),
             "{:?}",
             started.elapsed()
         );
