@@ -5,7 +5,7 @@
 //! is removed when the measurement ends, however it ends.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -342,6 +342,18 @@ impl Hub {
     /// The name that tokens are made for.
     pub fn host_name(&self) -> &str {
         &self.endpoints.hub_host
+    }
+
+    /// Where its metrics are told.
+    ///
+    /// # Errors
+    /// There is no such port, or the hub is elsewhere.
+    pub fn ops_address(&self) -> anyhow::Result<SocketAddr> {
+        ensure!(
+            self.endpoints.ops_port != 0,
+            "the hub's metrics are not known to be anywhere"
+        );
+        Ok((self.address, self.endpoints.ops_port).into())
     }
 
     pub fn ca_file(&self) -> &Path {

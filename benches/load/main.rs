@@ -22,15 +22,20 @@ mod latency;
 mod measure;
 mod method;
 mod mqtt;
+mod open_loop;
 mod pace;
+mod plot;
 mod progress;
 mod protocol;
 mod registry;
 mod report;
 mod saturate;
+mod spike;
 mod storm;
 mod telemetry;
+mod timeline;
 mod twin;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +97,8 @@ enum Scenario {
     Mqtt(telemetry::TelemetryArgs),
     /// Many quiet sessions: memory of the server for each
     Idle(idle::IdleArgs),
+    /// A multiple of the load for a while, with every reader stopped: losses, memory, latencies, time to catch up
+    Spike(spike::SpikeArgs),
     /// All sessions are lost at once and come back: handshakes a second and their cost
     Storm(storm::StormArgs),
     /// Devices post over HTTPS, one message a request, beside a bare server of the same stack
@@ -118,6 +125,7 @@ impl Scenario {
             Self::Amqp(_) => "amqp",
             Self::Mqtt(_) => "mqtt",
             Self::Idle(_) => "idle",
+            Self::Spike(_) => "spike",
             Self::Storm(_) => "storm",
             Self::Https(_) => "https",
             Self::C2d(_) => "c2d",
@@ -138,6 +146,7 @@ impl Scenario {
             Self::Mqtt(_) => true,
             Self::Catchup(_)
             | Self::Events(_)
+            | Self::Spike(_)
             | Self::Amqp(_)
             | Self::Https(_)
             | Self::C2d(_)
@@ -157,6 +166,7 @@ impl Scenario {
             Self::Amqp(args) => serde_json::to_value(args),
             Self::Mqtt(args) => serde_json::to_value(args),
             Self::Idle(args) => serde_json::to_value(args),
+            Self::Spike(args) => serde_json::to_value(args),
             Self::Storm(args) => serde_json::to_value(args),
             Self::Https(args) => serde_json::to_value(args),
             Self::C2d(args) => serde_json::to_value(args),
@@ -176,6 +186,7 @@ impl Scenario {
             Self::Amqp(args) => args.run(hub).await,
             Self::Mqtt(args) => args.run(hub).await,
             Self::Idle(args) => args.run(hub).await,
+            Self::Spike(args) => args.run(hub).await,
             Self::Storm(args) => args.run(hub).await,
             Self::Https(args) => args.run(hub).await,
             Self::C2d(args) => args.run(hub).await,

@@ -21,3 +21,13 @@ pub enum DeviceProtocol {
     Quic,
     Mqtt,
 }
+
+impl DeviceProtocol {
+    /// The hub's metrics call its door so.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Mqtt => "mqtt",
+        }
+    }
+}

@@ -16,7 +16,7 @@ use crate::hub::Hub;
 use crate::peers::{Site, decode_key, now_seconds, sample};
 
 /// Of two, the partition of the device that sends.
-const READER: &str = "forebay/ConsumerGroups/$Default/Partitions/0";
+pub const READER: &str = "forebay/ConsumerGroups/$Default/Partitions/0";
 const COMMANDS: &str = "/messages/devicebound";
 const FEEDBACK: &str = "/messages/serviceBound/feedback";
 
@@ -26,7 +26,7 @@ fn owner_key(hub: &Hub) -> String {
 }
 
 /// As Event Hubs clients make them: over a full address, with the key's text.
-fn events_token(hub: &Hub, path: &str, seconds: u64) -> String {
+pub fn events_token(hub: &Hub, path: &str, seconds: u64) -> String {
     let key = owner_key(hub);
     let resource = format!("sb://localhost/{path}");
     sas::generate(&resource, key.as_bytes(), now_seconds() + seconds, Some("iothubowner"))

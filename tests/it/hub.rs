@@ -146,6 +146,10 @@ impl Hub {
         wait(&mut child)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the hub is running").id()
+    }
+
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }

@@ -16,6 +16,7 @@ mod hostile;
 mod http;
 mod hub;
 mod kill9;
+mod memory;
 mod mqtt;
 mod mqtt_identities;
 mod mqtt_peer;
