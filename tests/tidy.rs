@@ -1,6 +1,9 @@
 //! Keeps what no compiler checks: the module map, where `unsafe` stands, what files look like, and that everything
 //! outside the code names only what exists.
 
+#[path = "tidy/manifests.rs"]
+mod manifests;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
