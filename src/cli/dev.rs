@@ -77,7 +77,7 @@ impl DevArgs {
     /// Whatever keeps it from starting, with the file, port or key it concerns.
     pub fn run(self) -> anyhow::Result<()> {
         let config = self.config()?;
-        let _logging = Logging::start(&config)?;
+        let logging = Logging::start(&config)?;
         running::raise_limits();
         let certificates = tls::ensure_dev_certificates(&self.data, &self.hosts, SystemTime::now())?;
         let tls = tls::DoorTls::load(certificates.server(), &config)?;
@@ -94,7 +94,11 @@ impl DevArgs {
                 self.announce(&endpoints, &server);
             }
             let fleet = start_fleet(&endpoints, &devices, &self.data, self.quiet)?;
-            let stopped = running::until_signal(server, !self.quiet).await;
+            let stopped = running::until_signal(server, &logging, !self.quiet, || {
+                tls::ensure_dev_certificates(&self.data, &self.hosts, SystemTime::now())?;
+                self.config()
+            })
+            .await;
             fleet.abort();
             stopped
         })
@@ -272,7 +276,7 @@ async fn renew_certificate(data: PathBuf, hosts: Vec<String>) {
 }
 
 /// 443, which SDKs use, unless this user may not have it.
-fn https_port(address: &str) -> u16 {
+pub(super) fn https_port(address: &str) -> u16 {
     match std::net::TcpListener::bind((address, 443)) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => 8443,
         // Any other error comes again when the port is opened, and is reported there.

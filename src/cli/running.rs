@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{Status, StatusLine};
-use crate::metrics::{SessionKind, Stage};
+use crate::config::Config;
+use crate::metrics::{ConfigReload, SessionKind, Stage};
 use crate::server::Server;
+use crate::server::logging::Logging;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -25,11 +27,16 @@ pub(super) fn raise_limits() {
 }
 
 /// Runs until SIGTERM or SIGINT, then drains. In between it draws the status line, if wanted, and SIGHUP looks at the
-/// certificate's files at once.
+/// certificate's files at once and puts in force what `reread` says otherwise than the present configuration.
 ///
 /// # Errors
 /// Signals cannot be waited for, or the drain did not end in time.
-pub(super) async fn until_signal(server: Server, status_line: bool) -> anyhow::Result<()> {
+pub(super) async fn until_signal(
+    server: Server,
+    logging: &Logging,
+    status_line: bool,
+    reread: impl Fn() -> anyhow::Result<Config>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -41,7 +48,7 @@ pub(super) async fn until_signal(server: Server, status_line: bool) -> anyhow::R
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => server.look_at_certificate().await,
+            _ = hangup.recv() => reload(&server, logging, &reread).await,
             _ = tick.tick(), if status_line => {
                 let now = server.metrics.latency(Stage::Total);
                 let interval = now.since(&latency);
@@ -68,4 +75,28 @@ pub(super) async fn until_signal(server: Server, status_line: bool) -> anyhow::R
         tracing::warn!("stopped at the end of process.drain_timeout; nothing acknowledged is lost");
     }
     Ok(())
+}
+
+/// Tells what became of it in the log: nobody waits for an answer.
+async fn reload(server: &Server, logging: &Logging, reread: &impl Fn() -> anyhow::Result<Config>) {
+    let wanted = match reread() {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            server.metrics.config_reloaded(ConfigReload::Refused);
+            server.look_at_certificate().await;
+            let error = format!("{error:#}");
+            return tracing::error!(error, "the configuration is refused: the one in force stays");
+        }
+    };
+    match server.reload(&wanted, logging).await {
+        Ok(change) => {
+            if !change.waiting.is_empty() {
+                let keys = change.waiting.join(", ");
+                tracing::warn!(keys, "keys that changed and need a restart");
+            }
+            let applied = change.applied.join(", ");
+            tracing::info!(applied, "the configuration was read anew");
+        }
+        Err(error) => tracing::error!(%error, "the configuration is refused: the one in force stays"),
+    }
 }

@@ -29,8 +29,9 @@ impl ServeArgs {
     /// # Errors
     /// Whatever keeps it from starting, with the file, port or key it concerns.
     pub fn run(self) -> anyhow::Result<()> {
-        let config = load(&Sources::of_process(Some(self.config), self.set))?;
-        let _logging = Logging::start(&config)?;
+        let reread = || Ok(load(&Sources::of_process(Some(self.config.clone()), self.set.clone()))?);
+        let config: Config = reread()?;
+        let logging = Logging::start(&config)?;
         running::raise_limits();
         let tls = tls::DoorTls::load(certificate_files(&config)?, &config)?;
         actix_rt::System::new().block_on(async {
@@ -45,7 +46,7 @@ impl ServeArgs {
                 recovery_ms = server.recovery.as_millis() as u64,
                 "ready"
             );
-            running::until_signal(server, false).await
+            running::until_signal(server, &logging, false, reread).await
         })
     }
 }

@@ -71,6 +71,24 @@ macro_rules! table {
                 }
             }
 
+            /// Whether one key has the same value there.
+            pub(super) fn is_same(&self, other: &Self, section: &str, name: &str) -> bool {
+                match (section, name) {
+                    $($((stringify!($section), stringify!($key)) => self.$section.$key == other.$section.$key,)*)*
+                    _ => unreachable!("{section}.{name} stands in no table"),
+                }
+            }
+
+            /// Takes one key's value from there.
+            pub(super) fn take(&mut self, other: &Self, section: &str, name: &str) {
+                match (section, name) {
+                    $($((stringify!($section), stringify!($key)) => {
+                        self.$section.$key = other.$section.$key.clone();
+                    })*)*
+                    _ => unreachable!("{section}.{name} stands in no table"),
+                }
+            }
+
             /// Every key's value as it would stand in the file, in the order of [`keys`].
             pub(super) fn values(&self) -> Vec<String> {
                 vec![$($(self.$section.$key.write(),)*)*]

@@ -2,7 +2,7 @@
 //!
 //! A [`Config`] is plain data, one struct a section. It knows nothing of the modules that are configured by it, and
 //! they know nothing of it: `server` hands each its values. `identity` is fixed when the data directory is created,
-//! every other section may change on restart.
+//! every other section may change on restart, and the keys of [`live`] while the hub runs.
 //!
 //! Invariants: a `Config` that [`load`] returns has every value inside its range and no two that contradict each
 //! other; every key of the table can be set in the file, by `FOREBAY_<SECTION>_<KEY>` and by `--set section.key=value`.
@@ -10,6 +10,7 @@
 mod check;
 mod error;
 pub mod keys;
+pub mod live;
 mod load;
 pub mod memory;
 mod render;
@@ -17,6 +18,7 @@ mod value;
 
 pub use error::ConfigError;
 pub use keys::{Config, Identity, Limits, Log, Ops, Process, Quic, Shard};
+pub use live::Change;
 #[cfg(any(test, feature = "testing"))]
 pub use load::parse;
 pub use load::{Sources, load};

@@ -9,6 +9,7 @@ const HEAD: &str = "\
 #
 # Each key can also be set in the environment as FOREBAY_<SECTION>_<KEY> and by the flag --set section.key=value; flags
 # win over the environment, the environment over this file, this file over the defaults. Unknown keys are refused.
+# What is marked \"Live.\" a running hub takes on SIGHUP; the rest waits for a restart.
 # Durations are texts (\"10ms\", \"30s\", \"5m\", \"1h\", \"7d\"), sizes are bytes or texts (\"64KiB\", \"256MiB\", \"1GiB\").
 ";
 
@@ -32,6 +33,9 @@ pub fn to_toml(config: &Config) -> String {
                 write!(comment, ", from {min} to {max}").expect("writing to a String cannot fail");
             }
             comment.push('.');
+            if key.is_live() {
+                comment.push_str(" Live.");
+            }
             if key.cost != NO_COST {
                 write!(comment, " Raising it costs: {}", key.cost).expect("writing to a String cannot fail");
             }

@@ -28,6 +28,27 @@ pub(super) struct Format {
     pub incarnation: u32,
 }
 
+/// What a log directory was made with, as its file `format` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub version: u32,
+    pub partition_count: u16,
+}
+
+impl Layout {
+    /// What this program reads and writes.
+    pub const VERSION: u32 = VERSION;
+
+    /// From the content of `log/format`; `None` if it is damaged.
+    pub fn read(content: &[u8]) -> Option<Self> {
+        let format = Format::decode(content)?;
+        Some(Self {
+            version: format.version,
+            partition_count: format.partition_count,
+        })
+    }
+}
+
 impl Format {
     pub fn encode(&self) -> String {
         let mut text = format!(

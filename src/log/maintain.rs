@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::Retention;
 use super::header::{HEADER_BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use super::hold::{hold, hold_read, hold_write};
 use super::segment::{Segment, index_file};
@@ -100,12 +101,12 @@ impl<S: Storage> PartitionView<S> {
     /// Takes the oldest segment out of the chain, if it has expired.
     fn take_expired(&self, now: UtcMillis, keep_from: SequenceNumber) -> Option<Arc<Segment<S::Map>>> {
         let keep_from = keep_from.min(self.durable());
+        let Retention { ms, bytes } = self.retention();
         let mut chain = hold_write(&self.chain);
         let next = &chain.get(1)?.header;
-        let (retention_ms, retention_bytes) = (self.config.retention_ms, self.config.retention_bytes);
         // All records of a segment are at most as new as the base time of the next.
-        let too_old = retention_ms > 0 && next.base_time.0.saturating_add(retention_ms) <= now.0;
-        let too_much = retention_bytes > 0 && chain.iter().map(|segment| segment.bytes).sum::<u64>() > retention_bytes;
+        let too_old = ms > 0 && next.base_time.0.saturating_add(ms) <= now.0;
+        let too_much = bytes > 0 && chain.iter().map(|segment| segment.bytes).sum::<u64>() > bytes;
         if next.base > keep_from || !(too_old || too_much) {
             return None;
         }

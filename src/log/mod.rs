@@ -49,6 +49,7 @@ pub use appender::{AppendError, Appended, Appender, NewBatch};
 pub use cursor::{Chunk, Cursor, ReadError, SeekError, Start};
 pub use damage::{Damage, Fault};
 pub use disk::DiskStorage;
+pub use format::Layout;
 pub use maintain::{PrepareError, Retained};
 pub use record::{Record, RecordError, RecordHeader, records};
 pub use recovery::{RecoverError, Recovered};
@@ -73,6 +74,15 @@ pub struct Config {
     pub retention_bytes: u64,
     /// Segments made ahead per partition, at least 1. More ride out longer spells of a busy disk.
     pub spare_segments: u32,
+}
+
+/// What a partition keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// As `Config::retention_ms`.
+    pub ms: i64,
+    /// As `Config::retention_bytes`.
+    pub bytes: u64,
 }
 
 /// Tests roll through many segments in little memory.

@@ -9,12 +9,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use super::Config;
 use super::header::{MARK_POSITIONS, Mark, SegmentHeader};
 use super::hold::{hold, hold_read, hold_write};
 use super::index::Index;
 use super::segment::Segment;
 use super::storage::{Map, Storage};
+use super::{Config, Retention};
 use crate::model::{PartitionId, SequenceNumber, UtcMillis};
 
 /// A mark is written after so many bytes have become durable: it costs one small write and a dirty page.
@@ -28,6 +28,8 @@ pub struct PartitionView<S: Storage> {
     pub(super) incarnation: u32,
     pub(super) storage: Arc<S>,
     pub(super) config: Arc<Config>,
+    /// What the configuration said at first.
+    retention: Mutex<Retention>,
     pub(super) first_retained: AtomicU64,
     pub(super) written: AtomicU64,
     synced: AtomicU64,
@@ -123,7 +125,12 @@ impl<S: Storage> PartitionView<S> {
         let mut chain: VecDeque<_> = parts.sealed.into();
         chain.push_back(Arc::clone(&parts.active.segment));
         let next = parts.next_sequence.0;
+        let retention = Retention {
+            ms: parts.config.retention_ms,
+            bytes: parts.config.retention_bytes,
+        };
         Self {
+            retention: Mutex::new(retention),
             partition: parts.partition,
             incarnation: parts.incarnation,
             storage: parts.storage,
@@ -142,6 +149,16 @@ impl<S: Storage> PartitionView<S> {
             sync: Mutex::default(),
             loaded: Mutex::default(),
         }
+    }
+
+    /// What is kept now.
+    pub fn retention(&self) -> Retention {
+        *hold(&self.retention)
+    }
+
+    /// Keeps so much from now on; what is too much then goes with the next `retain`.
+    pub fn set_retention(&self, retention: Retention) {
+        *hold(&self.retention) = retention;
     }
 
     pub fn partition(&self) -> PartitionId {

@@ -116,6 +116,8 @@ impl Metrics {
                 .map(|&kind| (vec![kind.name().to_owned()], self.sessions(kind) as f64)),
         );
         out.one(&series::DRAINED, &[], self.drained.load(Relaxed) as f64);
+        let quic = self.quic_connections.load(Relaxed);
+        out.one(&series::QUIC_CONNECTIONS, &[], quic as f64);
         let closed = |index| self.sum(|s| s.closed.at(index)) as f64;
         out.each(
             &series::CLOSED,

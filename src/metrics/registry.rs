@@ -60,6 +60,7 @@ pub struct Metrics {
     /// By door, a closed set.
     pub(super) admissions: Mutex<BTreeMap<&'static str, Readings>>,
     pub(super) start_unclean: AtomicBool,
+    pub(super) quic_connections: AtomicU64,
     pub(super) damaged_partitions: AtomicU64,
     /// Where the volume is that holds the data.
     pub(super) data_dir: OnceLock<PathBuf>,
@@ -105,6 +106,7 @@ impl Metrics {
             drained: AtomicU64::new(0),
             admissions: Mutex::new(DOORS.map(|door| (door, Readings::default())).into()),
             start_unclean: AtomicBool::new(false),
+            quic_connections: AtomicU64::new(0),
             damaged_partitions: AtomicU64::new(0),
             data_dir: OnceLock::new(),
             positions: Mutex::default(),
@@ -202,6 +204,11 @@ impl Metrics {
     /// A request on the path of WebSockets opened none.
     pub fn upgrade_refused(&self, reason: UpgradeRefused) {
         self.upgrades_refused[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Connections of QUIC that are open now.
+    pub fn set_quic_connections(&self, connections: u64) {
+        self.quic_connections.store(connections, Relaxed);
     }
 
     pub fn synced(&self, duration: Duration) {

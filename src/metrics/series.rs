@@ -162,6 +162,9 @@ series! {
         DRAINED = Counter "forebay_sessions_drained_total" { }
             "Device sessions that a stop of the hub has told to go."
             "Rises at process.drain_sessions_per_second while the hub drains; with forebay_sessions it says how far that is.";
+        QUIC_CONNECTIONS = Gauge "forebay_quic_connections" { }
+            "Open QUIC connections of devices, services and consumers, handshakes included."
+            "Near quic.sessions_max newcomers are refused. Far above forebay_sessions: handshakes that do not end, see forebay_handshakes_total.";
         CLOSED = Counter "forebay_connections_closed_total" { reason: "close code of the native protocol: `normal`, `draining`, `malformed_frame`, `unsupported_version`, `frame_too_large`, `message_too_large`, `unexpected_frame`, `sequence_gap`, `stale_epoch`, `invalid_message`, `unauthorized`, `device_disabled`, `device_deleted`, `token_expired`, `taken_over`, `forbidden`, `busy`, `too_slow`, `internal`" }
             "Connections the hub closed, by close code."
             "taken_over steadily: two devices share one identity. busy: limits are reached. token_expired: clients renew too late. internal: a partition is closed. The others are faults of clients.";

@@ -6,7 +6,7 @@
 //! Invariant: who leaves the line has used up no turn.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// What a burst is worth of a second: time that connected devices do not get.
@@ -14,10 +14,8 @@ const BURST: Duration = Duration::from_millis(50);
 
 /// Of one door.
 pub struct Admission {
-    /// Between two turns. Zero: nobody waits.
-    interval: Duration,
-    /// How far turns that nobody took may be made up for.
-    burst: Duration,
+    /// 0: nobody waits.
+    per_second: AtomicU32,
     /// Whoever holds it waits for the next turn, the others for it: its queue is the order of coming.
     front: tokio::sync::Mutex<()>,
     /// When the next turn is, if it has been taken from ever.
@@ -43,13 +41,8 @@ pub struct Readings {
 impl Admission {
     /// Turns in a second; 0: no limit.
     pub fn new(per_second: u32) -> Self {
-        let interval = match per_second {
-            0 => Duration::ZERO,
-            rate => Duration::from_secs(1) / rate,
-        };
         Self {
-            interval,
-            burst: BURST.max(interval),
+            per_second: AtomicU32::new(per_second),
             front: tokio::sync::Mutex::new(()),
             next: Mutex::new(None),
             waiting: AtomicU64::new(0),
@@ -59,9 +52,26 @@ impl Admission {
         }
     }
 
+    pub fn per_second(&self) -> u32 {
+        self.per_second.load(Relaxed)
+    }
+
+    /// Another rate from the next turn on, which those who wait keep their order for.
+    pub fn set_per_second(&self, per_second: u32) {
+        self.per_second.store(per_second, Relaxed);
+    }
+
+    /// Between two turns. Zero: nobody waits.
+    fn interval(&self) -> Duration {
+        match self.per_second() {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs(1) / rate,
+        }
+    }
+
     /// Takes a turn if there is one now and nobody waits.
     pub fn try_admit(&self) -> bool {
-        if !self.interval.is_zero() {
+        if !self.interval().is_zero() {
             let Ok(_front) = self.front.try_lock() else {
                 return false;
             };
@@ -102,14 +112,19 @@ impl Admission {
 
     /// Takes a turn, or says when the next one is.
     fn take(&self, now: Instant) -> Result<(), Instant> {
+        let interval = self.interval();
+        if interval.is_zero() {
+            return Ok(());
+        }
         let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let at = next.unwrap_or(now);
         if at > now {
             return Err(at);
         }
         // Counted from when the turn was, not from when it was taken: timers are late, the rate is not.
-        let earliest = now.checked_sub(self.burst).unwrap_or(now);
-        *next = Some(at.max(earliest) + self.interval);
+        let burst = BURST.max(interval);
+        let earliest = now.checked_sub(burst).unwrap_or(now);
+        *next = Some(at.max(earliest) + interval);
         Ok(())
     }
 }
@@ -212,6 +227,28 @@ mod tests {
             .take_while(Result::is_ok)
             .count();
         assert!((50..=51).contains(&burst), "{burst}");
+    }
+
+    #[tokio::test]
+    async fn another_rate_holds_for_those_who_wait() {
+        let admission = Arc::new(Admission::new(1));
+        while admission.try_admit() {}
+        let waiting: Vec<_> = (0..50)
+            .map(|_| {
+                let admission = admission.clone();
+                tokio::spawn(async move { admission.turn().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let started = Instant::now();
+        admission.set_per_second(1_000);
+        for one in waiting {
+            one.await.unwrap();
+        }
+        // The one that is next may have been told its turn at the rate before.
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        admission.set_per_second(0);
+        assert!((0..1_000).all(|_| admission.try_admit()));
     }
 
     #[tokio::test]

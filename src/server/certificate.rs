@@ -116,7 +116,7 @@ pub(super) fn time_text(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-pub(super) fn now_seconds() -> i64 {
+pub(crate) fn now_seconds() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
@@ -266,6 +266,18 @@ impl Keeper {
             keeper.tell(&leaf);
         }
         Arc::new(keeper)
+    }
+
+    /// The names of the files may change: those are looked at next.
+    pub fn set_files(&self, files: Files) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.0 != files {
+            *watched = (files, Seen::default());
+        }
+    }
+
+    pub fn files(&self) -> Files {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
     /// Looks at the files and serves what is new in them, if it is good. Blocks for the disk.

@@ -5,14 +5,15 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Actors;
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::shard::actor::{Dismiss, Poll, Stop};
 
 const SLICE: Duration = Duration::from_millis(20);
 
 /// How fast sessions are told to go.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
     /// 0: all at once.
     pub sessions_per_second: u32,
     /// Of the whole stop.
@@ -20,6 +21,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            sessions_per_second: config.process.drain_sessions_per_second,
+            timeout: config.process.drain_timeout,
+        }
+    }
+
     /// Of `total` sessions, how many are to be told `elapsed` after the first.
     fn due(self, total: usize, elapsed: Duration) -> usize {
         if self.sessions_per_second == 0 {

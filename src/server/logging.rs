@@ -6,10 +6,11 @@
 //! ```
 //!
 //! Peers cause lines, so that without a limit whoever wants to could fill the disk that holds them. Each place in the
-//! program has its own: a flood of one kind hides no other. Places are part of the program, hence their number is bounded.
+//! program has its own: a flood of one kind hides no other. Places are part of the program, hence their number is bounded;
+//! and so is the length of a line, since lines quote what peers say.
 
 use std::collections::HashMap;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,13 +70,14 @@ impl Logging {
         Ok(logging)
     }
 
-    fn new(config: &Config) -> anyhow::Result<(Self, tracing::Dispatch)> {
+    pub(super) fn new(config: &Config) -> anyhow::Result<(Self, tracing::Dispatch)> {
         let settings = LogSettings::of(config);
         let (filter, handle) = reload::Layer::new(filter(&settings)?);
         let limiter = Arc::new(Limiter::new(settings.lines_per_second));
-        let lines = fmt::layer().with_writer(std::io::stderr);
+        let form = config.ops.log_format;
+        let lines = fmt::layer().with_writer(move || Bounded(std::io::stderr(), form));
         let base = tracing_subscriber::registry().with(filter).with(Limit(limiter.clone()));
-        let subscriber = match config.ops.log_format {
+        let subscriber = match form {
             LogFormat::Text => base.with(lines.with_ansi(std::io::stderr().is_terminal())).into(),
             LogFormat::Json => base.with(lines.json()).into(),
         };
@@ -124,6 +126,38 @@ impl Drop for Logging {
 
 fn filter(settings: &LogSettings) -> anyhow::Result<EnvFilter> {
     EnvFilter::try_new(&settings.filter).context("ops.log")
+}
+
+/// Writes lines, of which each comes in one piece, and of one that is too long the beginning.
+struct Bounded<W>(W, LogFormat);
+
+/// Of one line. The longest that the hub has reason to write is a tenth of it.
+const LINE_BYTES_MAX: usize = 8 * 1024;
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if line.len() <= LINE_BYTES_MAX {
+            return self.0.write(line);
+        }
+        let begins = String::from_utf8_lossy(&line[..LINE_BYTES_MAX / 8]).into_owned();
+        let bytes = line.len();
+        let cut = match self.1 {
+            LogFormat::Text => format!("{begins} ... ({bytes} bytes, cut)\n"),
+            LogFormat::Json => {
+                let fields = serde_json::json!({ "message": "a line was too long", "bytes": bytes, "begins": begins });
+                format!(
+                    "{}\n",
+                    serde_json::json!({ "level": "WARN", "target": REPORT_TARGET, "fields": fields })
+                )
+            }
+        };
+        self.0.write_all(cut.as_bytes())?;
+        Ok(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 struct Limiter {
@@ -304,6 +338,27 @@ mod tests {
         assert!(limiter.take_suppressed().is_empty());
         limiter.lines_per_second.store(0, Ordering::Relaxed);
         assert!((1_003..1_100).all(admits));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_and_stays_one_line() {
+        let written = |form: LogFormat, line: &str| {
+            let mut writer = Bounded(Vec::new(), form);
+            writer.write_all(line.as_bytes()).unwrap();
+            String::from_utf8(writer.0).unwrap()
+        };
+        for form in [LogFormat::Text, LogFormat::Json] {
+            let short = format!("{}\n", "x".repeat(LINE_BYTES_MAX - 1));
+            assert_eq!(written(form, &short), short);
+            let cut = written(form, &format!("{}\n", "\u{e4}\"".repeat(LINE_BYTES_MAX)));
+            assert!(cut.len() < LINE_BYTES_MAX && cut.ends_with('\n'), "{} bytes", cut.len());
+            assert_eq!(cut.matches('\n').count(), 1);
+            assert!(cut.contains("24577"), "{cut}");
+            if form == LogFormat::Json {
+                let line: serde_json::Value = serde_json::from_str(&cut).unwrap();
+                assert_eq!(line["fields"]["bytes"], 24_577);
+            }
+        }
     }
 
     #[test]

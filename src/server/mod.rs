@@ -12,11 +12,12 @@
 mod amqp;
 pub mod certificate;
 pub mod demo;
-mod drain;
+pub mod drain;
 pub mod logging;
 mod mqtt;
 mod openapi;
 mod presence;
+pub mod reload;
 mod resumption;
 mod running;
 mod sweeper;
@@ -29,7 +30,7 @@ use mqtt::MqttTunnel;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::{Actor, Addr};
@@ -44,7 +45,7 @@ use crate::hub::{
     Authenticator, Authorities, Entropy, EventKind, EventSettings, Events, Feedbacks, Groups, HubConfig, Live,
     Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Subscriptions, Throttles, Twins, meta::HubMeta,
 };
-use crate::log::{self, Appender, DiskStorage, Log};
+use crate::log::{self, Appender, DiskStorage, Log, Retention};
 use crate::metrics::mqtt::MqttFacts;
 use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
@@ -83,6 +84,8 @@ const HTTPS_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// The policy with all rights.
 pub const OWNER_POLICY: &str = crate::hub::policy::OWNER;
 
+/// Of every door, by its name.
+type Admissions = [(&'static str, Arc<Admission>); 4];
 type Actors = Vec<Addr<ShardActor<DiskStorage, ShardFacts>>>;
 
 /// The operating system's wall clock.
@@ -140,9 +143,14 @@ pub struct Server {
     certificate: Arc<certificate::Keeper>,
     keeper: Keeper,
     throttles: Arc<Throttles>,
+    outboxes: Outboxes,
+    feedbacks: Feedbacks,
+    events: Events,
     presence: presence::Keeping,
     syncer: Option<Syncer>,
-    drain: drain::Pace,
+    /// What is in force.
+    config: Mutex<Config>,
+    admissions: Admissions,
     // Last: the directory stays taken until everything above is gone.
     _log: Log<DiskStorage>,
 }
@@ -178,8 +186,8 @@ impl Settings {
             log: log::Config {
                 segment_bytes: config.log.segment_bytes.0,
                 index_interval_bytes: u32_of(config.log.index_interval_bytes),
-                retention_ms: i64::try_from(config.log.retention.as_millis()).unwrap_or(i64::MAX),
-                retention_bytes: config.log.retention_bytes.0,
+                retention_ms: retention(config).ms,
+                retention_bytes: retention(config).bytes,
                 ..log::Config::default()
             },
             quic: crate::session::quic::config::Config {
@@ -255,13 +263,9 @@ impl Server {
         let window = config.events.connection_window;
         let presence = Presence::open(state.clone(), registry.clone(), partition_count, window, clock.now())
             .context("presence of devices")?;
-        let settings_of_events = EventSettings {
-            retention: config.events.retention,
-            records_max: u64::from(config.events.records_max),
-        };
         let events = Events::new(
             state.clone(),
-            settings_of_events,
+            event_settings(config),
             partition_count,
             &hub_config.host_names[0],
             meta.created.unwrap_or_default(),
@@ -383,7 +387,7 @@ impl Server {
         let door = Door::new(
             settings.quic.clone(),
             router.clone(),
-            parts,
+            parts.clone(),
             clock.clone(),
             settings.durability,
             Arc::new(facts),
@@ -513,7 +517,13 @@ impl Server {
             ("amqp", amqp_door.admission.clone()),
             ("https", https_admission),
         ];
-        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told, admissions));
+        actix_rt::spawn(sample(
+            metrics.clone(),
+            router.clone(),
+            door.clone(),
+            told,
+            admissions.clone(),
+        ));
         let (running, was_unclean) = Running::begin(data).context("the mark of a hub that runs")?;
         let damaged = recovered.iter().filter(|partition| partition.damage.is_some());
         metrics.started(was_unclean, damaged.count() as u64);
@@ -546,20 +556,15 @@ impl Server {
             certificate,
             keeper,
             throttles,
+            outboxes: parts.outboxes,
+            feedbacks: parts.feedbacks,
+            events: parts.events,
             presence,
             syncer,
-            drain: drain::Pace {
-                sessions_per_second: config.process.drain_sessions_per_second,
-                timeout: config.process.drain_timeout,
-            },
+            config: Mutex::new(config.clone()),
+            admissions,
             _log: log,
         })
-    }
-
-    /// Reads the certificate's files now, if they have changed, instead of soon.
-    pub async fn look_at_certificate(&self) {
-        let certificate = self.certificate.clone();
-        let _ = tokio::task::spawn_blocking(move || certificate.look(true)).await;
     }
 
     /// Connections of devices and services, handshakes included.
@@ -576,15 +581,16 @@ impl Server {
     /// syncs. Whether all
     /// of it was done in the configured time; if not, what is missing is only unacknowledged work.
     pub async fn stop(mut self, reason: &str) -> bool {
-        let deadline = Instant::now() + self.drain.timeout;
+        let drain = drain::Pace::of(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = Instant::now() + drain.timeout;
         self.readiness.set_phase(Phase::Draining);
         for door in [&self.door.shutdown, &self.amqp.shutdown, &self.mqtt.shutdown] {
             door.refuse();
         }
         self.https.refuse().await;
         // The rest of the time is for who does not go, and for consumers.
-        let devices_deadline = deadline - self.drain.timeout / 4;
-        drain::dismiss(&self.actors, self.drain, &self.metrics, reason, devices_deadline).await;
+        let devices_deadline = deadline - drain.timeout / 4;
+        drain::dismiss(&self.actors, drain, &self.metrics, reason, devices_deadline).await;
         for door in [&self.door.shutdown, &self.amqp.shutdown, &self.mqtt.shutdown] {
             door.stop();
         }
@@ -767,6 +773,20 @@ fn queue_settings(config: &Config) -> QueueSettings {
     }
 }
 
+fn event_settings(config: &Config) -> EventSettings {
+    EventSettings {
+        retention: config.events.retention,
+        records_max: u64::from(config.events.records_max),
+    }
+}
+
+fn retention(config: &Config) -> Retention {
+    Retention {
+        ms: i64::try_from(config.log.retention.as_millis()).unwrap_or(i64::MAX),
+        bytes: config.log.retention_bytes.0,
+    }
+}
+
 fn event_kinds(config: &Config) -> Vec<EventKind> {
     let kind = |kind: &crate::config::EventKind| match kind {
         crate::config::EventKind::Connection => EventKind::Connection,
@@ -828,10 +848,11 @@ async fn sample(
     router: Arc<Router<DiskStorage>>,
     door: Arc<Door>,
     (recorder, events): (Recorder, Events),
-    admissions: [(&'static str, Arc<Admission>); 4],
+    admissions: Admissions,
 ) {
     let mut sampled = Instant::now();
     loop {
+        metrics.set_quic_connections(door.sessions() as u64);
         let now = Instant::now();
         metrics.passed(now.duration_since(std::mem::replace(&mut sampled, now)));
         for (door, admission) in &admissions {

@@ -110,7 +110,12 @@ impl Hub {
         }
     }
 
-    /// Tells it to read its certificate anew.
+    /// The configuration file of a hub that `serve` started.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.join("forebay.toml")
+    }
+
+    /// Tells it to read its configuration and its certificate anew.
     pub fn sighup(&self) {
         signal(self.child.as_ref().expect("the hub is running"), Signal::HUP);
     }

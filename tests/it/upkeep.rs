@@ -182,7 +182,8 @@ async fn a_certificate_that_is_no_good_is_refused_and_the_old_one_stays() {
         wait_for(&hub, REFUSED, number as f64 + 1.0);
         assert_eq!(shown(&hub).await, first, "{name}");
         assert_eq!(sample(&hub, EXPIRY), expiry, "{name}");
-        let line = hub.output().lines().last().unwrap().to_owned();
+        let output = hub.output();
+        let line = output.lines().rfind(|line| line.contains("is refused")).unwrap();
         assert!(line.contains("is refused") && line.contains(reason), "{name}: {line}");
     }
     // What was refused is tried again when it is good.
@@ -240,4 +241,104 @@ fn a_flood_of_log_lines_is_cut_and_told() {
         Some(line.to_owned())
     });
     assert!(told.contains("src/http/serve.rs:") && told.contains("lines="), "{told}");
+}
+
+fn config_outcome(hub: &Hub, outcome: &str) -> f64 {
+    sample(hub, &format!("forebay_config_reloads_total{{outcome=\"{outcome}\"}}"))
+}
+
+fn reload(hub: &Hub, config: &str, outcome: &str) {
+    let before = config_outcome(hub, outcome);
+    fs::write(hub.config_file(), config).unwrap();
+    hub.sighup();
+    until(outcome, || (config_outcome(hub, outcome) == before + 1.0).then_some(()));
+}
+
+/// Waits for a line with this message that has this text in a field; it may come a moment after its count.
+fn until_said(hub: &Hub, message: &str, field: &str, text: &str) -> String {
+    until(&format!("{message}: {text}"), || {
+        let output = hub.output();
+        let mut lines = output
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find_map(|line| {
+            let of = |name: &str| line["fields"][name].as_str().unwrap_or_default().to_owned();
+            (of("message").contains(message) && of(field).contains(text)).then(|| of(field))
+        })
+    })
+}
+
+#[test]
+fn a_changed_configuration_is_put_in_force_without_a_restart() {
+    let hub = Hub::serve("[ops]\nlog = \"info\"\n");
+    let door = Door::of(&hub);
+    let query = || {
+        let path = crate::http::versioned("/devices/query");
+        door.own(
+            "POST",
+            &path,
+            &[],
+            &serde_json::json!({ "query": "SELECT * FROM devices" }),
+        )
+        .status
+    };
+    assert_eq!([query(), query(), query()], [200; 3]);
+
+    // Throttles and log lines at once; a port waits, and is named.
+    let config = "[throttles]\nqueries_per_second = 1\nqueries_burst = 1\nwait_max = \"0ms\"\n\
+        [ops]\nlog = \"debug\"\n[mqtt]\nstall_timeout = \"61s\"\n[log]\nretention = \"2h\"\n";
+    reload(&hub, config, "restart_needed");
+    assert_eq!(until_said(&hub, "need a restart", "keys", "mqtt"), "mqtt.stall_timeout");
+    let applied = until_said(&hub, "was read anew", "applied", "throttles");
+    for key in [
+        "throttles.queries_per_second",
+        "throttles.wait_max",
+        "log.retention",
+        "ops.log",
+    ] {
+        assert!(applied.contains(key), "{key} in {applied}");
+    }
+    let answers: Vec<u16> = (0..5).map(|_| query()).collect();
+    assert!(answers.contains(&429), "{answers:?}");
+    until("debug lines", || hub.output().contains("\"DEBUG\"").then_some(()));
+
+    // What is wrong is refused as a whole.
+    for (wrong, reason) in [
+        (
+            "[throttles]\nqueries_per_second = 0\n[log]\nretention = \"1s\"\n",
+            "`log.retention`",
+        ),
+        ("[throttles]\nquerys_per_second = 0\n", "throttles.querys_per_second"),
+        ("[throttles", "not valid TOML"),
+        (
+            "[https]\nbody_bytes_max = \"16MiB\"\n[log]\nsegment_bytes = \"8MiB\"\n",
+            "`https.body_bytes_max` = 16MiB",
+        ),
+    ] {
+        reload(&hub, wrong, "refused");
+        until_said(&hub, "the configuration is refused", "error", reason);
+    }
+    let answers: Vec<u16> = (0..5).map(|_| query()).collect();
+    assert!(answers.contains(&429), "the one in force stays: {answers:?}");
+
+    // Identity is never changed under way.
+    reload(
+        &hub,
+        "[identity]\npartition_count = 8\nhost_names = [\"other.example\"]\n",
+        "restart_needed",
+    );
+    let waiting = until_said(&hub, "need a restart", "keys", "identity");
+    assert_eq!(waiting, "identity.host_names, identity.partition_count");
+    assert_eq!(
+        [query(), query(), query()],
+        [200; 3],
+        "the throttle is gone with its line"
+    );
+    let same = "[identity]\npartition_count = 4\n";
+    reload(&hub, same, "applied");
+    assert_eq!(
+        sample(&hub, LOADED) + sample(&hub, REFUSED),
+        0.0,
+        "the certificate is the same"
+    );
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::record::Head;
 use super::{Event, EventError, EventKind};
 use crate::model::{PartitionId, UtcMillis};
@@ -29,7 +31,7 @@ pub struct EventSettings {
 #[derive(Clone)]
 pub struct Events {
     state: Arc<dyn State>,
-    settings: EventSettings,
+    settings: Arc<ArcSwap<EventSettings>>,
     partition_count: u16,
     hub_name: Arc<str>,
     created: UtcMillis,
@@ -47,12 +49,21 @@ impl Events {
     ) -> Self {
         Self {
             state,
-            settings,
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             partition_count,
             hub_name: hub_name(host_name).into(),
             created,
             dropped: Arc::default(),
         }
+    }
+
+    pub fn settings(&self) -> EventSettings {
+        **self.settings.load()
+    }
+
+    /// What is kept from now on; what is too much then goes with the next look.
+    pub fn set_settings(&self, settings: EventSettings) {
+        self.settings.store(Arc::new(settings));
     }
 
     /// Records behind `after` (0: from the oldest kept), at most `count_max` and about half a megabyte.
@@ -130,11 +141,12 @@ impl Events {
 
     fn too_many(&self, partition: PartitionId, now: UtcMillis) -> Result<Vec<Vec<u8>>, EventError> {
         let last = self.last(partition)?;
+        let settings = self.settings();
         let oldest = now
             .0
-            .saturating_sub(i64::try_from(self.settings.retention.as_millis()).unwrap_or(i64::MAX));
+            .saturating_sub(i64::try_from(settings.retention.as_millis()).unwrap_or(i64::MAX));
         let must_go = |(key, record): &Entry| -> Result<bool, StateError> {
-            let is_too_many = sequence(key).saturating_add(self.settings.records_max) <= last;
+            let is_too_many = sequence(key).saturating_add(settings.records_max) <= last;
             Ok(is_too_many || Head::split(record)?.0.at < oldest)
         };
         // Most of the time nothing has to go: then one record is read and no more.

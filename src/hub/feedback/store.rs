@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use arc_swap::ArcSwap;
+
 use super::{FeedbackRecord, StoredRecord};
 use crate::hub::code::ErrorCode;
 use crate::hub::decide::{Answer, decide, decode, encode};
@@ -103,7 +105,7 @@ struct StoredBatch {
 pub struct Feedbacks {
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
-    settings: QueueSettings,
+    settings: Arc<ArcSwap<QueueSettings>>,
     lanes: Arc<DecisionLanes<()>>,
 }
 
@@ -114,9 +116,19 @@ impl Feedbacks {
         Self {
             state,
             entropy,
-            settings,
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             lanes: DecisionLanes::new(WAITING_MAX, usize::MAX),
         }
+    }
+
+    pub fn settings(&self) -> QueueSettings {
+        QueueSettings::clone(&self.settings.load())
+    }
+
+    /// For batches that are handed out from now on, and for abandons. The settings are checked ones.
+    pub fn set_settings(&self, settings: QueueSettings) {
+        assert_eq!(settings.check(), Ok(()), "settings are checked where they are read");
+        self.settings.store(Arc::new(settings));
     }
 
     /// Locks the oldest batch that waits, or releases a new one if it is full or its time has come. Costs no write when
@@ -130,7 +142,7 @@ impl Feedbacks {
         let attempt = move |state: &dyn State| {
             let mut open = Open::read(state)?;
             let mut batch = open.handle_timeout(state, WriteBatch::new(), now)?;
-            let locked_until = later(now, feedbacks.settings.feedback_lock);
+            let locked_until = later(now, feedbacks.settings.load().feedback_lock);
             let token = || LockToken::generate(&*feedbacks.entropy);
             let delivered = loop {
                 let Some(locked) = open.stored.queue.lock_next(1, locked_until, token).pop() else {
@@ -174,7 +186,7 @@ impl Feedbacks {
         now: UtcMillis,
         done: impl FnOnce(Result<(), FeedbackError>) + Send + 'static,
     ) {
-        let delivery_count_max = self.settings.feedback_delivery_count_max;
+        let delivery_count_max = self.settings.load().feedback_delivery_count_max;
         let attempt = move |state: &dyn State| {
             let mut open = Open::read(state)?;
             open.stored.queue.settle(token, settlement, now, delivery_count_max)?;

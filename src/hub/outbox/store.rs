@@ -4,6 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use arc_swap::ArcSwap;
+
 use super::delivery::{LockLost, LockToken, Settlement};
 use super::message::{self, InvalidMessage};
 use super::{Ended, LOCK, QUEUE_DEPTH_MAX, Queue, QueueSettings, later, queue_key};
@@ -128,7 +130,7 @@ pub struct Outboxes {
     observer: Arc<OnceLock<Observer>>,
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
-    settings: QueueSettings,
+    settings: Arc<ArcSwap<QueueSettings>>,
     partition_count: u16,
     /// Of each queue.
     lanes: Arc<DecisionLanes<IdentityName>>,
@@ -147,10 +149,20 @@ impl Outboxes {
             observer: Arc::default(),
             state,
             entropy,
-            settings,
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             partition_count,
             lanes: DecisionLanes::new(WAITING_PER_QUEUE_MAX, WAITING_BYTES_MAX),
         }
+    }
+
+    pub fn settings(&self) -> QueueSettings {
+        QueueSettings::clone(&self.settings.load())
+    }
+
+    /// For messages that come, and for abandons and feedback of those that wait. The settings are checked ones.
+    pub fn set_settings(&self, settings: QueueSettings) {
+        assert_eq!(settings.check(), Ok(()), "settings are checked where they are read");
+        self.settings.store(Arc::new(settings));
     }
 
     /// Sets who hears of available messages; once, before the first.
@@ -181,7 +193,7 @@ impl Outboxes {
         now: UtcMillis,
         done: impl FnOnce(Result<Enqueued, OutboxError>) + Send + 'static,
     ) {
-        let accepted = match message::check(message, now, later(now, self.settings.default_ttl)) {
+        let accepted = match message::check(message, now, later(now, self.settings.load().default_ttl)) {
             Ok(accepted) => accepted,
             Err(error) => return done(Err(error.into())),
         };
@@ -286,7 +298,7 @@ impl Outboxes {
         let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
         let attempt = move |state: &dyn State| {
             let mut open = outboxes.open(state, &queue)?.ok_or(LockLost)?;
-            let delivery_count_max = outboxes.settings.delivery_count_max;
+            let delivery_count_max = outboxes.settings.load().delivery_count_max;
             open.stored.queue.settle(token, settlement, now, delivery_count_max)?;
             open.handle_timeout(now);
             Ok((open.close(&outboxes, WriteBatch::new(), now), ()))
@@ -494,7 +506,7 @@ impl Open {
                 self.stored.device.clone(),
                 self.stored.generation,
             );
-            let expires = later(now, outboxes.settings.feedback_ttl);
+            let expires = later(now, outboxes.settings.load().feedback_ttl);
             batch = feedback::put(batch, &self.key, ended.sequence, record, expires);
         }
         batch

@@ -137,7 +137,7 @@ pub trait Observer: Send + Sync {
 impl Observer for () {}
 
 /// What an operator allows. See `config` for defaults and ranges of each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// In the order of `Class::ALL`.
     pub hub: [Rate; Class::ALL.len()],
