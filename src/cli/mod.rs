@@ -10,6 +10,7 @@ pub mod config;
 mod connect;
 pub mod dev;
 pub mod device;
+pub mod doctor;
 pub mod endpoints;
 pub mod events;
 pub mod feedback;
@@ -38,6 +39,7 @@ pub use c2d::C2dArgs;
 pub use config::ConfigArgs;
 pub use dev::DevArgs;
 pub use device::DeviceArgs;
+pub use doctor::DoctorArgs;
 pub use endpoints::{Endpoints, HubArgs};
 pub use events::EventsArgs;
 pub use feedback::FeedbackArgs;
@@ -51,6 +53,7 @@ pub use policy::PolicyArgs;
 pub use runbook::RunbookArgs;
 pub use send::SendArgs;
 pub use serve::ServeArgs;
+pub use status::StatusArgs;
 pub use tail::TailArgs;
 pub use token::TokenArgs;
 pub use twin::TwinArgs;
@@ -69,6 +72,10 @@ pub enum Command {
     Dev(DevArgs),
     /// Start a hub from a configuration file, for production
     Serve(ServeArgs),
+    /// Check whether this machine can run a hub, and say what to do where it cannot
+    Doctor(DoctorArgs),
+    /// Show what a running hub does now
+    Status(StatusArgs),
     /// Check a configuration file, or print one with every key explained
     Config(ConfigArgs),
     /// Create, list, show, enable, disable, import, export and delete devices, and rotate their keys
@@ -116,6 +123,8 @@ impl Cli {
         match self.command {
             Command::Dev(args) => args.run(),
             Command::Serve(args) => args.run(),
+            Command::Doctor(args) => args.run(),
+            Command::Status(args) => args.run(),
             Command::Config(args) => Ok(args.run(&mut std::io::stdout().lock())?),
             Command::Device(args) => args.run(),
             Command::Module(args) => args.run(),
@@ -176,6 +185,12 @@ mod tests {
             "forebay dev --quic-port 1 --https-port 3 --ops-port 2 --durability os --set quic.idle_timeout=30s",
             "forebay serve --config f.toml --set process.shards=2 --set ops.log=debug",
             "forebay config check f.toml",
+            "forebay doctor",
+            "forebay doctor --config f.toml --set mqtt.listen=0.0.0.0:1883 --json",
+            "forebay doctor --data d",
+            "forebay status",
+            "forebay status --hub d --json --interval 0.5",
+            "forebay status --ops hub.example:9600",
             "forebay config default",
             "forebay metrics",
             "forebay metrics sync",
@@ -226,6 +241,9 @@ mod tests {
         for line in [
             "forebay",
             "forebay serve",
+            "forebay doctor --config f --data d",
+            "forebay status --hub d --ops h:1",
+            "forebay status --interval 0",
             "forebay dev --any-ports --quic-port 1",
             "forebay device create dev/1",
             "forebay device create dev-1 --key AA== --thumbprint 00112233445566778899aabbccddeeff00112233",

@@ -11,6 +11,7 @@ mod certificates;
 mod cli;
 mod commands;
 mod devices;
+mod doctor;
 mod events;
 mod hostile;
 mod http;

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
+use super::figures::{amount, duration, size};
 use crate::config::Bytes;
 
 /// How often a redirected output gets a line.
@@ -91,40 +92,6 @@ fn render(rate: f64, status: &Status) -> String {
     )
 }
 
-/// Three or four digits and a unit: 950, 12.3k, 4.56M.
-fn amount(value: f64) -> String {
-    match value {
-        v if v < 10.0 && v.fract() > 0.05 => format!("{v:.1}"),
-        v if v < 9_999.5 => format!("{v:.0}"),
-        v if v < 999_950.0 => format!("{:.1}k", v / 1e3),
-        v if v < 999_995_000.0 => format!("{:.2}M", v / 1e6),
-        v => format!("{:.2}G", v / 1e9),
-    }
-}
-
-fn duration(duration: Duration) -> String {
-    match duration.as_micros() {
-        micros @ 0..1_000 => format!("{micros} us"),
-        micros @ 1_000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
-        micros => format!("{:.1} s", micros as f64 / 1e6),
-    }
-}
-
-fn size(bytes: Bytes) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes.0 as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{value:.0} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,21 +134,5 @@ mod tests {
         let rates: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(rates, ["0/s", "100/s", "100/s"]);
         assert!(!text.contains('\r'));
-    }
-
-    #[test]
-    fn figures_stay_short() {
-        for (value, expected) in [
-            (0.0, "0"),
-            (3.24, "3.2"),
-            (950.0, "950"),
-            (12_340.0, "12.3k"),
-            (4_560_000.0, "4.56M"),
-            (2e9, "2.00G"),
-        ] {
-            assert_eq!(amount(value), expected);
-        }
-        assert_eq!((size(Bytes(10)), size(Bytes(1536))), ("10 B".into(), "1.5 KiB".into()));
-        assert_eq!(duration(Duration::from_millis(2_500)), "2.5 s");
     }
 }
