@@ -4,6 +4,8 @@
 pub const ID_BYTES_MAX: usize = 128;
 /// IoT Hub, shared access policies: names have up to 64 characters.
 pub const POLICY_NAME_BYTES_MAX: usize = 64;
+/// DTDL: identifiers of models have up to 2,048 characters (ASCII, so bytes).
+pub const MODEL_ID_BYTES_MAX: usize = 2048;
 /// Event Hubs: a consumer group's name has 1 to 50 characters.
 pub const CONSUMER_GROUP_BYTES_MAX: usize = 50;
 /// IoT Hub, built-in endpoint: up to 20 consumer groups, `$Default` included.

@@ -28,11 +28,13 @@ pub enum SystemKey {
     Operation = 14,
     DiagnosticId = 15,
     CorrelationContext = 16,
+    /// Model that the device follows, as it said when it connected; doors that are told so set it.
+    DataSchema = 17,
 }
 
 impl SystemKey {
     /// Every key, in the order of the numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MessageId,
         Self::CorrelationId,
         Self::UserId,
@@ -49,6 +51,7 @@ impl SystemKey {
         Self::Operation,
         Self::DiagnosticId,
         Self::CorrelationContext,
+        Self::DataSchema,
     ];
 
     /// The key of a number; `None` for a number no version has given out.
@@ -75,6 +78,7 @@ impl SystemKey {
             Self::Operation => "iothub-operation",
             Self::DiagnosticId => "Diagnostic-Id",
             Self::CorrelationContext => "Correlation-Context",
+            Self::DataSchema => "dt-dataschema",
         }
     }
 
@@ -169,7 +173,7 @@ mod tests {
             assert_eq!(SystemKey::from_name(&key.name().to_uppercase()), Some(key));
         }
         assert_eq!(SystemKey::from_number(0), None);
-        assert_eq!(SystemKey::from_number(17), None);
+        assert_eq!(SystemKey::from_number(18), None);
     }
 
     #[test]

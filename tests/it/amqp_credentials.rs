@@ -1,4 +1,5 @@
-//! Who an AMQP connection is, and how long it lasts: client certificates, SASL PLAIN, silence.
+//! Who an AMQP connection is, what its devices say of themselves, and how long it lasts: client certificates, SASL PLAIN,
+//! models, silence.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use forebay::hub::x509::thumbprint;
 use forebay::hub::{connection_string::ConnectionString, sas};
 use forebay::model::limits::TOKEN_CLOCK_SKEW_SECONDS;
 use forebay::proto::amqp::{DeliveryState, Error};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::amqp_peer::{AmqpPeer, Asked, data};
 use crate::hub::Hub;
@@ -112,4 +113,36 @@ async fn a_silent_connection_is_closed_after_twice_what_the_hub_said() {
         (Duration::from_secs(20)..Duration::from_secs(40)).contains(&took),
         "{took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_device_names_the_model_it_follows_on_any_of_its_links() {
+    let hub = Hub::start(&[]);
+    let site = Site::of(&hub);
+    let key = site.create_device("lamp").await;
+    let mut peer = AmqpPeer::with_token(&hub, &device_token("lamp", &key, 3600)).await;
+    let (telemetry, commands) = (events("lamp"), "/devices/lamp/messages/devicebound");
+    peer.attach(1, Asked::sender(&telemetry)).await.unwrap();
+    for (number, model_id) in ["", "dtmi:example:Lamp;1"].into_iter().enumerate() {
+        let asked = Asked {
+            model_id,
+            ..Asked::receiver(commands)
+        };
+        peer.attach(2 + number as u32, asked).await.unwrap();
+        let id = peer.send(1, &data(model_id.as_bytes()), false, 0).await;
+        assert_eq!(peer.outcome(id).await, DeliveryState::Accepted);
+    }
+    let long = "x".repeat(2049);
+    let asked = Asked {
+        model_id: &long,
+        ..Asked::receiver(commands)
+    };
+    let refused = peer.attach(9, asked).await.unwrap_err();
+    assert_eq!(refused.condition.name(), "com.microsoft:argument-error");
+    let printed = hub.run(&["tail", "--from", "earliest", "--count", "2", "--json"]);
+    for line in printed.expect_success().lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let model_id = event["systemProperties"]["dt-dataschema"].as_str().unwrap_or_default();
+        assert_eq!(event["body"], model_id, "{event}");
+    }
 }

@@ -46,6 +46,8 @@ pub struct Asked<'a> {
     pub sender_settles: SenderSettles,
     pub receiver_settles: ReceiverSettles,
     pub correlation: &'a str,
+    /// The model that a device says it follows.
+    pub model_id: &'a str,
     /// Where a reader of events begins.
     pub selector: Option<&'a str>,
     /// A reader's owner level.
@@ -60,6 +62,7 @@ impl<'a> Asked<'a> {
             sender_settles: SenderSettles::Mixed,
             receiver_settles: ReceiverSettles::First,
             correlation: "",
+            model_id: "",
             selector: None,
             level: None,
         }
@@ -321,9 +324,11 @@ impl AmqpPeer {
             filter.into()
         });
         let mut properties = Vec::new();
-        Writer(&mut properties).map(1 + usize::from(asked.level.is_some()), |map| {
+        Writer(&mut properties).map(2 + usize::from(asked.level.is_some()), |map| {
             map.symbol(CORRELATION);
             map.string(asked.correlation);
+            map.symbol("com.microsoft:model-id");
+            map.string(asked.model_id);
             if let Some(level) = asked.level {
                 map.symbol("com.microsoft:epoch");
                 map.long(level);

@@ -148,6 +148,38 @@ async fn properties_are_those_of_the_topic_and_of_the_packet() {
 }
 
 #[tokio::test]
+async fn telemetry_names_the_model_its_device_follows() {
+    let lamp = Lamp::new(&[]).await;
+    let hello = || Hello {
+        user_name: "localhost/lamp/?api-version=2020-09-30&model-id=dtmi%3Aexample%3ALamp%3B1",
+        ..lamp.hello(V3)
+    };
+    let (mut peer, _) = MqttPeer::connect(&lamp.hub, hello()).await;
+    // Not for the device to say otherwise.
+    peer.publish(1, &format!("{EVENTS}$.dt-dataschema=dtmi:other;1&$.sub=switch"), b"x")
+        .await;
+    assert_eq!(peer.hear().await, Said::PubAck(1, 0));
+    let mut peer = lamp.peer(V3).await;
+    peer.publish(1, EVENTS, b"y").await;
+    assert_eq!(peer.hear().await, Said::PubAck(1, 0));
+    let events = lamp.events(2);
+    assert_eq!(events[0]["systemProperties"]["dt-dataschema"], "dtmi:example:Lamp;1");
+    assert_eq!(events[0]["systemProperties"]["dt-subject"], "switch");
+    assert_eq!(events[1]["systemProperties"]["dt-dataschema"], Value::Null);
+    let long = format!("localhost/lamp/?api-version=2020-09-30&model-id={}", "x".repeat(2049));
+    let hello = Hello {
+        user_name: &long,
+        ..lamp.hello(V3)
+    };
+    let (_, said) = MqttPeer::greet(&lamp.hub, hello).await;
+    let refused = Said::ConnAck {
+        present: false,
+        code: 4,
+    };
+    assert_eq!(said, refused);
+}
+
+#[tokio::test]
 async fn who_may_not_come_in_is_told_why() {
     let lamp = Lamp::new(&[]).await;
     let wrong = device_token("lamp", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", 3600);

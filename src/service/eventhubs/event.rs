@@ -123,7 +123,8 @@ impl EventWriter {
                 SystemKey::InterfaceId
                 | SystemKey::Subject
                 | SystemKey::DiagnosticId
-                | SystemKey::CorrelationContext => {
+                | SystemKey::CorrelationContext
+                | SystemKey::DataSchema => {
                     pairs += 1;
                     map.symbol(key.name());
                     map.string(value);
@@ -267,6 +268,7 @@ mod tests {
             .system(SystemKey::ContentType, "application/json")
             .system(SystemKey::ContentEncoding, "utf-8")
             .system(SystemKey::InterfaceId, "urn:i")
+            .system(SystemKey::DataSchema, "dtmi:example:Lamp;1")
             .system(SystemKey::CreationTimeUtc, "2021-04-21T11:30:16Z")
             .system(SystemKey::To, "/devices/simulation/messages/events")
             .property("batchId", "7f")
@@ -283,6 +285,7 @@ mod tests {
             ("iothub-message-source", Value::String("Telemetry")),
             ("iothub-enqueuedtime", Value::Timestamp(1_620_647_502_173)),
             ("iothub-interface-id", Value::String("urn:i")),
+            ("dt-dataschema", Value::String("dtmi:example:Lamp;1")),
             ("x-opt-partition-key", Value::String("simulation")),
             ("x-opt-enqueued-time", Value::Timestamp(1_620_647_502_173)),
             ("x-opt-sequence-number", Value::Long(13_975)),
@@ -291,7 +294,7 @@ mod tests {
             assert_eq!(annotation(&read, key), Some(value), "{key}");
         }
         assert!(annotation(&read, "iothub-connection-auth-method").is_some());
-        assert_eq!(read.annotations.unwrap().pairs().count(), 11);
+        assert_eq!(read.annotations.unwrap().pairs().count(), 12);
         assert_eq!(read.properties.message_id.unwrap().to_text().unwrap(), "m-1");
         assert_eq!(read.properties.user_id, Some(&b"u"[..]));
         assert_eq!(read.properties.content_type, Some("application/json"));

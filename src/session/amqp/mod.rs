@@ -32,6 +32,7 @@ use crate::amqp::credentials::{Grant, Granted};
 use crate::amqp::{Link, Room, Visit, Visited, error};
 use crate::hub::{Authenticated, ErrorCode, IdentityName, Outboxes, Throttles, Twins};
 use crate::log::DiskStorage;
+use crate::model::limits::MODEL_ID_BYTES_MAX;
 use crate::model::{DeviceId, ModuleId};
 use crate::proto::amqp::address::{Address, Purpose};
 use crate::proto::amqp::{Accept, Attach, Error, Role};
@@ -43,6 +44,9 @@ pub mod fuzz {
     //! Entry points for fuzzing what reads a device's bytes.
     pub use super::message::telemetry;
 }
+
+// IoT Hub, AMQP section 4: clients say it on the link of telemetry, or on any.
+const MODEL_ID: &str = "com.microsoft:model-id";
 
 /// What devices' links lead to. One for the hub.
 pub struct Devices {
@@ -102,19 +106,29 @@ impl DeviceVisit {
     }
 
     fn lead(&self, identity: Authenticated, purpose: Purpose, attach: &Attach, link: Link) {
+        let model_id = attach
+            .property(MODEL_ID)
+            .and_then(|id| id.as_text())
+            .unwrap_or_default();
+        if model_id.len() > MODEL_ID_BYTES_MAX {
+            return link.end(error::of(ErrorCode::ARGUMENT_INVALID, "the model id is too long"));
+        }
         // IoT Hub, AMQP section 4.
         let is_module = identity.identity.module.is_some();
         match (purpose, attach.role) {
             (Purpose::Events, Role::Sender) => {
                 let session = self.session(identity, &link);
+                session.follow_model(model_id);
                 session.send_telemetry(link);
             }
             (Purpose::Commands, Role::Receiver) => {
                 let session = self.session(identity, &link);
+                session.follow_model(model_id);
                 actix_rt::spawn(commands::run(session, link, attach.sender_settles));
             }
             (Purpose::Methods | Purpose::Twin, role) => {
                 let session = self.session(identity, &link);
+                session.follow_model(model_id);
                 session.pair(purpose, Half::new(role, attach, link));
             }
             // Inputs come from other modules of an Edge device, which the hub does not route; clients attach here all the

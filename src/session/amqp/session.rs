@@ -50,6 +50,8 @@ pub(super) struct Session {
     state: watch::Receiver<State>,
     telemetry: mpsc::UnboundedSender<(Rc<Session>, Link)>,
     pairs: RefCell<Pairs>,
+    /// The model that the identity follows; empty for none.
+    model_id: RefCell<String>,
 }
 
 impl Session {
@@ -64,6 +66,7 @@ impl Session {
             state,
             telemetry,
             pairs: RefCell::default(),
+            model_id: RefCell::default(),
         });
         actix_rt::spawn(run(devices, visited, identity, changes, links));
         session
@@ -71,6 +74,13 @@ impl Session {
 
     pub fn is_ended(&self) -> bool {
         matches!(*self.state.borrow(), State::Ended(_))
+    }
+
+    /// Notes the model that a link names, unless it names none.
+    pub fn follow_model(&self, model_id: &str) {
+        if !model_id.is_empty() {
+            model_id.clone_into(&mut self.model_id.borrow_mut());
+        }
     }
 
     pub fn watch(&self) -> Watch {
@@ -219,7 +229,7 @@ struct Serving<'a> {
 struct Attached {
     uplink: Uplink,
     /// Keeps the session for further links.
-    _session: Rc<Session>,
+    session: Rc<Session>,
     /// Set when the link has gone: how long what it left may still wait.
     until: Option<Instant>,
 }
@@ -277,7 +287,7 @@ impl<'a> Serving<'a> {
         }
         self.uplink = Some(Attached {
             uplink: Uplink::accept(link),
-            _session: session,
+            session,
             until: None,
         });
     }
@@ -287,7 +297,12 @@ impl<'a> Serving<'a> {
         self.telemetry.hand_over(|| None);
         while self.telemetry.has_room()
             && let Some(attached) = &mut self.uplink
-            && let Some(batch) = attached.uplink.take_batch(self.next_sequence, self.bytes_max)
+            && let Some(batch) = {
+                let model_id = attached.session.model_id.borrow();
+                attached
+                    .uplink
+                    .take_batch(self.next_sequence, self.bytes_max, &model_id)
+            }
         {
             self.next_sequence = batch.last_sequence() + 1;
             let mut batch = Some(batch);

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::message;
 use crate::amqp::Link;
+use crate::model::SystemKey;
 use crate::proto::amqp::{Accept, Delivery, DeliveryState, Error};
 use crate::wire::batch::{Batch, BatchBuilder};
 
@@ -45,13 +46,19 @@ impl Uplink {
         }
     }
 
-    /// Takes what came, as one batch from this sequence on. What is no message is refused on the way.
-    pub fn take_batch(&mut self, first_sequence: u64, bytes_max: usize) -> Option<Batch> {
+    /// Takes what came, as one batch from this sequence on, of a device that follows this model, if any. What is no message is refused on the way.
+    pub fn take_batch(&mut self, first_sequence: u64, bytes_max: usize, model_id: &str) -> Option<Batch> {
         while self.builder.body_bytes() < JOINED_BYTES_MAX
             && let Some(delivery) = self.link.take()
         {
             match message::telemetry(&delivery.payload, delivery.format, bytes_max) {
-                Ok(messages) => {
+                Ok(mut messages) => {
+                    // IoT Hub, message format section 2.
+                    if !model_id.is_empty() {
+                        for message in &mut messages {
+                            message.system.push((SystemKey::DataSchema, model_id.to_owned()));
+                        }
+                    }
                     messages.iter().for_each(|message| self.builder.push(message));
                     let last_sequence = first_sequence + u64::from(self.builder.count()) - 1;
                     note(&mut self.waiting, &delivery, last_sequence);

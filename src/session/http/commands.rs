@@ -81,6 +81,7 @@ fn header_names(key: SystemKey) -> &'static [&'static str] {
         SystemKey::AbsoluteExpiryTime
         | SystemKey::OutputName
         | SystemKey::DiagnosticId
-        | SystemKey::CorrelationContext => &[],
+        | SystemKey::CorrelationContext
+        | SystemKey::DataSchema => &[],
     }
 }

@@ -7,6 +7,7 @@ use super::message;
 use super::say::Listener;
 use crate::hub::auth::AuthError;
 use crate::hub::{Authenticated, Credential, IdentityName};
+use crate::model::limits::MODEL_ID_BYTES_MAX;
 use crate::model::{DeviceId, Message, ModuleId};
 use crate::proto::mqtt::topic::Published;
 use crate::proto::mqtt::user_name::UserName;
@@ -170,6 +171,14 @@ impl Hello {
         }
     }
 
+    /// The model that the client says it follows; an empty one is none.
+    // IoT Hub, MQTT section 2.
+    pub fn model_id(&self) -> Option<String> {
+        let user_name = self.user_name.as_deref().and_then(UserName::parse)?;
+        let model_id = user_name.property("model-id")?.into_owned();
+        (!model_id.is_empty()).then_some(model_id)
+    }
+
     /// Checks who it is that connects.
     pub fn authenticate(&self, door: &Door, chain: &[CertificateDer<'static>]) -> Result<Authenticated, Refused> {
         if self.said.has_auth_method {
@@ -197,6 +206,12 @@ impl Hello {
         if !is_unnamed && !user_name.is_of(&self.client_id) {
             let text = "the client id is not the identity of the user name";
             return Err(Refused::new("client_id", IDENTIFIER, Reason::CLIENT_ID_INVALID, text));
+        }
+        if self
+            .model_id()
+            .is_some_and(|model_id| model_id.len() > MODEL_ID_BYTES_MAX)
+        {
+            return malformed("the model id is too long");
         }
         let wanted = IdentityName { device, module };
         let chain: Vec<&[u8]> = chain.iter().map(AsRef::as_ref).collect();
@@ -251,6 +266,7 @@ impl Hello {
             message::mark_retained(&mut message);
         }
         message::mark_will(&mut message);
+        message::mark_model(&mut message, self.model_id().as_deref());
         message.body.clone_from(&will.payload);
         if message.counted_bytes() > door.config.message_bytes_max {
             let text = "the will is too large";

@@ -113,6 +113,14 @@ pub fn mark_will(message: &mut Message) {
     mark(message, MESSAGE_TYPE, "Will");
 }
 
+/// Says which model the sender follows, if it follows one.
+// IoT Hub, message format section 2: `dt-dataschema`.
+pub fn mark_model(message: &mut Message, model_id: Option<&str>) {
+    if let Some(model_id) = model_id {
+        message.system.push((SystemKey::DataSchema, model_id.to_owned()));
+    }
+}
+
 /// The hub's words stand whatever the device says under the same name.
 fn mark(message: &mut Message, name: &str, value: &str) {
     message

@@ -246,7 +246,15 @@ impl Session {
             None => Window::new(home.opened.epoch, knows_duplicates),
         };
         let version = hello.version;
-        let uplink = Uplink::new(door.clone(), name.clone(), version, window, knows_duplicates, stored);
+        let uplink = Uplink::new(
+            door.clone(),
+            name.clone(),
+            version,
+            window,
+            knows_duplicates,
+            stored,
+            hello.model_id(),
+        );
         let window_bytes = door.config.window_bytes;
         let telemetry = Telemetry::new(&home, &door.throttles, door.clock.clone(), window_bytes);
         let (keep, kept) = mpsc::unbounded_channel();

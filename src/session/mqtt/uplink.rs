@@ -25,6 +25,7 @@ pub(super) struct Uplink {
     pub window: Window,
     /// Whether duplicates are looked for: the session outlives its connection.
     is_kept: bool,
+    model_id: Option<String>,
     latest: Latest,
 }
 
@@ -46,6 +47,7 @@ impl Uplink {
         window: Window,
         is_kept: bool,
         last_sequence: u64,
+        model_id: Option<String>,
     ) -> Self {
         Self {
             door,
@@ -55,6 +57,7 @@ impl Uplink {
             next_sequence: last_sequence + 1,
             window,
             is_kept,
+            model_id,
             latest: Latest::default(),
         }
     }
@@ -71,7 +74,8 @@ impl Uplink {
         if !owner.is(self.name.device.as_str(), module) {
             return Err(Refusal::OWNER);
         }
-        let message = message::of_bag(bag).map_err(refusal)?;
+        let mut message = message::of_bag(bag).map_err(refusal)?;
+        message::mark_model(&mut message, self.model_id.as_deref());
         self.latest = Latest {
             counted_bytes: message.counted_bytes(),
             topic: topic.to_owned(),
