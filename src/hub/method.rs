@@ -91,6 +91,55 @@ pub enum MethodError {
     State(#[from] StateError),
 }
 
+/// How a call that reached the lines of devices ended; the value of a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodOutcome {
+    Answered,
+    NotOnline,
+    TimedOut,
+    /// Too many calls are under way or wait.
+    Refused,
+    BadAnswer,
+}
+
+impl MethodOutcome {
+    pub const ALL: [Self; 5] = [
+        Self::Answered,
+        Self::NotOnline,
+        Self::TimedOut,
+        Self::Refused,
+        Self::BadAnswer,
+    ];
+
+    pub fn of<T>(result: &Result<T, MethodError>) -> Self {
+        match result {
+            Ok(_) => Self::Answered,
+            Err(MethodError::NotOnline) => Self::NotOnline,
+            Err(MethodError::TimedOut) => Self::TimedOut,
+            Err(MethodError::BadAnswer(_)) => Self::BadAnswer,
+            Err(
+                MethodError::TooManyInFlight
+                | MethodError::Busy
+                | MethodError::DeviceNotFound
+                | MethodError::ModuleNotFound
+                | MethodError::Invalid(_)
+                | MethodError::TooLarge { .. }
+                | MethodError::State(_),
+            ) => Self::Refused,
+        }
+    }
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NotOnline => "not_online",
+            Self::TimedOut => "timed_out",
+            Self::Refused => "refused",
+            Self::BadAnswer => "bad_answer",
+        }
+    }
+}
+
 impl MethodError {
     // IoT Hub, twins and methods section 2.2.
     pub fn code(&self) -> ErrorCode {

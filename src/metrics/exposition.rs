@@ -50,6 +50,7 @@ impl Metrics {
         self.http_families(&mut out);
         self.amqp_families(&mut out);
         self.mqtt.render(&mut out);
+        self.command_families(&mut out);
         self.throttle_families(&mut out);
         let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
         out.each(&series::EVENTS, labelled(recorded));
@@ -173,6 +174,14 @@ impl Metrics {
                 (vec![reason.label().to_owned()], count as f64)
             }),
         );
+    }
+
+    fn command_families(&self, out: &mut Families) {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        out.one(&series::COMMANDS_QUEUED, &[], commands.queued as f64);
+        out.one(&series::COMMANDS_DELIVERED, &[], commands.delivered as f64);
+        out.each(&series::COMMANDS_ENDED, labelled(commands.ended));
+        out.each(&series::METHODS, labelled(commands.methods));
     }
 
     fn throttle_families(&self, out: &mut Families) {

@@ -19,5 +19,5 @@ pub mod upkeep;
 pub use cells::{Backpressure, Handshake, PartitionCell, SessionKind, ShardCell, Stage};
 pub use histogram::Histogram;
 pub use http::{OpsState, Phase, Readiness, serve};
-pub use registry::{Metrics, Position};
+pub use registry::{Commands, Metrics, Position};
 pub use upkeep::{CertificateName, ConfigReload, log_lines_suppressed};

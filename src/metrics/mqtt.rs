@@ -13,7 +13,39 @@ use crate::session::mqtt::observer::{Began, Observer};
 /// Counts by a label of a closed set.
 type Labelled = Mutex<BTreeMap<&'static str, u64>>;
 
-#[derive(Debug, Default)]
+/// Reasons of the door itself for refusing a CONNECT; those of credentials come when they happen.
+const CONNECT_REASONS: [&str; 11] = [
+    "malformed",
+    "protocol",
+    "version",
+    "client_id",
+    "user_name",
+    "will",
+    "auth_method",
+    "busy",
+    "stopping",
+    "throttled",
+    "unavailable",
+];
+const ENDED_REASONS: [&str; 14] = [
+    "malformed",
+    "protocol",
+    "too_large",
+    "topic",
+    "property",
+    "qos",
+    "receive_maximum",
+    "keep_alive",
+    "stalled",
+    "taken_over",
+    "expired",
+    "revoked",
+    "stopping",
+    "failed",
+];
+const MESSAGE_REASONS: [&str; 4] = ["topic", "too_large", "property", "qos"];
+
+#[derive(Debug)]
 pub(super) struct MqttCells {
     connections: [AtomicU64; Began::ALL.len()],
     handshakes_failed: AtomicU64,
@@ -22,6 +54,22 @@ pub(super) struct MqttCells {
     messages_refused: Labelled,
     duplicates: AtomicU64,
     wills: AtomicU64,
+}
+
+impl Default for MqttCells {
+    fn default() -> Self {
+        // All from the start: a rate over a series that appears with its first count would miss that one.
+        let zeros = |reasons: &[&'static str]| Mutex::new(reasons.iter().map(|&reason| (reason, 0)).collect());
+        Self {
+            connections: Default::default(),
+            handshakes_failed: AtomicU64::default(),
+            connects_refused: zeros(&CONNECT_REASONS),
+            ended: zeros(&ENDED_REASONS),
+            messages_refused: zeros(&MESSAGE_REASONS),
+            duplicates: AtomicU64::default(),
+            wills: AtomicU64::default(),
+        }
+    }
 }
 
 impl MqttCells {

@@ -38,6 +38,17 @@ impl Position {
     }
 }
 
+/// What went to devices since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Commands {
+    pub queued: u64,
+    pub delivered: u64,
+    /// By `Outcome::label`, a closed set.
+    pub ended: Vec<(&'static str, u64)>,
+    /// By `MethodOutcome::label`, a closed set.
+    pub methods: Vec<(&'static str, u64)>,
+}
+
 /// What one limit held up.
 #[derive(Debug, Default)]
 pub(super) struct ThrottleCell {
@@ -70,6 +81,7 @@ pub struct Metrics {
     pub(super) checkpoints: AtomicU64,
     /// By `Limit::index`.
     pub(super) throttles: [ThrottleCell; Limit::COUNT],
+    pub(super) commands: Mutex<Commands>,
     /// By `hub::EventKind::name`, a closed set; and those dropped.
     pub(super) events: Mutex<(BTreeMap<&'static str, u64>, u64)>,
     /// Routes times statuses.
@@ -114,6 +126,7 @@ impl Metrics {
             auth_refused: Mutex::new(AuthError::LABELS.map(|label| (label, 0)).into()),
             checkpoints: AtomicU64::new(0),
             throttles: std::array::from_fn(|_| ThrottleCell::default()),
+            commands: Mutex::default(),
             events: Mutex::default(),
             http_requests: (0..Route::ALL.len() * HTTP_STATUSES.len())
                 .map(|_| AtomicU64::new(0))
@@ -181,6 +194,11 @@ impl Metrics {
     /// A request was told to come back later.
     pub fn throttle_refused(&self, limit: Limit) {
         self.throttles[limit.index()].refused.fetch_add(1, Relaxed);
+    }
+
+    /// What went to devices so far.
+    pub fn set_commands(&self, commands: Commands) {
+        *self.commands.lock().unwrap_or_else(PoisonError::into_inner) = commands;
     }
 
     /// Events recorded so far by kind, and dropped by retention.
@@ -540,6 +558,12 @@ mod tests {
     fn the_scrape_and_the_table_name_the_same_series() {
         let metrics = Arc::new(metrics());
         metrics.position(&ConsumerGroup::new("$Default").unwrap(), PartitionId(0));
+        metrics.set_commands(Commands {
+            queued: 3,
+            delivered: 2,
+            ended: vec![("success", 1)],
+            methods: vec![("answered", 1)],
+        });
         metrics.set_events([("twin", 1)], 0);
         metrics.auth_refused("expired");
         metrics.amqp_ended("amqp:not-found");

@@ -219,13 +219,13 @@ series! {
         MQTT_HANDSHAKES_FAILED = Counter "forebay_mqtt_handshakes_failed_total" { }
             "MQTT connections that ended before their CONNECT, or found no room."
             "Load balancers that probe the port count here. More: devices do not trust the certificate, are slower than mqtt.handshake_timeout, or mqtt.connections_max is reached.";
-        MQTT_CONNECTS_REFUSED = Counter "forebay_mqtt_connects_refused_total" { reason: "`malformed`, `protocol`, `version`, `client_id`, `user_name`, `will`, `auth_method`, `busy`, `stopping`, `throttled`, `unavailable`, and those of forebay_credentials_refused_total; appears when first given" }
+        MQTT_CONNECTS_REFUSED = Counter "forebay_mqtt_connects_refused_total" { reason: "`malformed`, `protocol`, `version`, `client_id`, `user_name`, `will`, `auth_method`, `busy`, `stopping`, `throttled`, `unavailable`; and those of forebay_credentials_refused_total, which appear when first given" }
             "CONNECT packets refused, by reason."
             "client_id, user_name and will: a client that is set up wrongly. Credentials: see forebay_credentials_refused_total. throttled: above throttles.connections_per_second.";
-        MQTT_ENDED = Counter "forebay_mqtt_ended_total" { reason: "`malformed`, `protocol`, `too_large`, `topic`, `property`, `qos`, `receive_maximum`, `keep_alive`, `stalled`, `taken_over`, `expired`, `revoked`, `stopping`, `failed`; appears when first given" }
+        MQTT_ENDED = Counter "forebay_mqtt_ended_total" { reason: "`malformed`, `protocol`, `too_large`, `topic`, `property`, `qos`, `receive_maximum`, `keep_alive`, `stalled`, `taken_over`, `expired`, `revoked`, `stopping`, `failed`" }
             "MQTT connections that the hub ended, by reason."
             "keep_alive: bad networks or sleeping devices. taken_over steadily: two devices share one identity. expired: tokens are renewed too late. stalled: devices that do not read. The packet faults: a broken client.";
-        MQTT_MESSAGES_REFUSED = Counter "forebay_mqtt_messages_refused_total" { reason: "`topic`, `too_large`, `property`, `qos`; appears when first given" }
+        MQTT_MESSAGES_REFUSED = Counter "forebay_mqtt_messages_refused_total" { reason: "`topic`, `too_large`, `property`, `qos`" }
             "Messages refused to MQTT 5 clients, whose connections go on, by reason."
             "A client that is set up wrongly: its messages are lost on its side. Find the firmware.";
         MQTT_DUPLICATES = Counter "forebay_mqtt_duplicates_total" { }
@@ -234,6 +234,20 @@ series! {
         MQTT_WILLS = Counter "forebay_mqtt_wills_total" { }
             "Wills stored as telemetry."
             "Devices that were lost without a goodbye. A burst: the network, or the hub was cut off.";
+    }
+    "Commands and methods" {
+        COMMANDS_QUEUED = Counter "forebay_commands_queued_total" { }
+            "Messages that services queued for devices."
+            "The load of services. forebay_commands_ended_total should follow it within the messages' time to live: if not, devices do not take them.";
+        COMMANDS_DELIVERED = Counter "forebay_commands_delivered_total" { }
+            "Messages handed to devices, again after each abandon."
+            "Well above forebay_commands_queued_total: devices abandon, or do not settle in time, and get the same message again.";
+        COMMANDS_ENDED = Counter "forebay_commands_ended_total" { outcome: "`success`: completed; `expired`; `delivery_count_exceeded`; `rejected`; `purged`" }
+            "Messages to devices that ended, by what became of them."
+            "expired: devices are away longer than commands.default_ttl or the sender's expiry. delivery_count_exceeded and rejected: devices that cannot handle what they get: a firmware.";
+        METHODS = Counter "forebay_methods_invoked_total" { outcome: "`answered`, `not_online`, `timed_out`, `refused` (too many under way), `bad_answer`" }
+            "Calls of direct methods, by how they ended."
+            "not_online: the device is away or does not listen for methods. timed_out: it has the call and is slow or hangs. refused: a back end calls more than devices answer.";
     }
     "Throttles" {
         THROTTLED = Counter "forebay_throttled_total" { limit: "`registry`, `connections`, `d2c_messages`, `queries`, `c2d_sends`, `c2d_receives`, `method_bytes`, `twin_reads`, `twin_updates`, `device`, `daily_messages`", outcome: "`delayed`: made to wait; `refused`: told to come back later" }

@@ -48,7 +48,7 @@ use crate::hub::{
 use crate::log::{self, Appender, DiskStorage, Log, Retention};
 use crate::metrics::mqtt::MqttFacts;
 use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
-use crate::metrics::{self, Backpressure, Metrics, OpsState, Phase, Readiness, SessionKind};
+use crate::metrics::{self, Backpressure, Commands, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
 use crate::model::{PolicyName, SequenceNumber, UtcMillis};
 use crate::net::admission::Admission;
@@ -466,6 +466,7 @@ impl Server {
         };
         let mqtt_door = crate::session::mqtt::Door::new(mqtt::settings(config), mqtt_parts);
         mqtt::serve(&mqtt_door, mqtt_listener, &tls.https, &handles);
+        let (outboxes_told, lines_told) = (outboxes.clone(), lines.clone());
         let rest = Rest {
             live,
             authenticator,
@@ -510,20 +511,20 @@ impl Server {
         )?;
         let ops_handle = ops.handle();
         actix_rt::spawn(ops);
-        let told = (recorder, events);
         let admissions = [
             ("quic", door.admission.clone()),
             ("mqtt", mqtt_door.admission.clone()),
             ("amqp", amqp_door.admission.clone()),
             ("https", https_admission),
         ];
-        actix_rt::spawn(sample(
-            metrics.clone(),
-            router.clone(),
-            door.clone(),
-            told,
-            admissions.clone(),
-        ));
+        let told = Told {
+            recorder,
+            events,
+            outboxes: outboxes_told,
+            lines: lines_told,
+            admissions: admissions.clone(),
+        };
+        actix_rt::spawn(sample(metrics.clone(), router.clone(), door.clone(), told));
         let (running, was_unclean) = Running::begin(data).context("the mark of a hub that runs")?;
         let damaged = recovered.iter().filter(|partition| partition.damage.is_some());
         metrics.started(was_unclean, damaged.count() as u64);
@@ -842,24 +843,42 @@ fn backpressure(cause: Cause) -> Backpressure {
     }
 }
 
-/// Takes the figures that nobody pushes.
-async fn sample(
-    metrics: Arc<Metrics>,
-    router: Arc<Router<DiskStorage>>,
-    door: Arc<Door>,
-    (recorder, events): (Recorder, Events),
+/// Who counts by itself and is asked.
+struct Told {
+    recorder: Recorder,
+    events: Events,
+    outboxes: Outboxes,
+    lines: Lines,
+    /// By door.
     admissions: Admissions,
-) {
+}
+
+/// Takes the figures that nobody pushes.
+async fn sample(metrics: Arc<Metrics>, router: Arc<Router<DiskStorage>>, door: Arc<Door>, told: Told) {
     let mut sampled = Instant::now();
     loop {
         metrics.set_quic_connections(door.sessions() as u64);
         let now = Instant::now();
         metrics.passed(now.duration_since(std::mem::replace(&mut sampled, now)));
-        for (door, admission) in &admissions {
+        for (door, admission) in &told.admissions {
             metrics.set_admission(door, admission.readings());
         }
         let names = EventKind::ALL.iter().map(|kind| kind.name());
-        metrics.set_events(names.zip(recorder.recorded()), events.dropped());
+        metrics.set_events(names.zip(told.recorder.recorded()), told.events.dropped());
+        let counts = told.outboxes.counts();
+        metrics.set_commands(Commands {
+            queued: counts.queued(),
+            delivered: counts.delivered(),
+            ended: counts
+                .ended()
+                .map(|(outcome, count)| (outcome.label(), count))
+                .collect(),
+            methods: told
+                .lines
+                .calls_ended()
+                .map(|(outcome, count)| (outcome.label(), count))
+                .collect(),
+        });
         for partition in router.partitions() {
             let cell = metrics.partition(partition.view.partition());
             let statistics = partition.view.statistics();

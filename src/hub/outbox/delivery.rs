@@ -110,6 +110,25 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    pub const ALL: [Self; 5] = [
+        Self::Success,
+        Self::Expired,
+        Self::DeliveryCountExceeded,
+        Self::Rejected,
+        Self::Purged,
+    ];
+
+    /// The value of a metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Expired => "expired",
+            Self::DeliveryCountExceeded => "delivery_count_exceeded",
+            Self::Rejected => "rejected",
+            Self::Purged => "purged",
+        }
+    }
+
     /// As `statusCode` of a feedback record spells it.
     pub fn name(self) -> &'static str {
         match self {

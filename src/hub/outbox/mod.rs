@@ -18,12 +18,14 @@ mod message;
 mod queue;
 mod settings;
 mod store;
+mod tally;
 
 pub use delivery::{LockToken, Outcome, Settlement};
 pub use message::InvalidMessage;
 pub(in crate::hub) use queue::{Ended, Queue};
 pub use settings::{InvalidQueueSettings, QueueSettings};
 pub use store::{Delivered, Enqueued, OutboxError, Outboxes, Swept};
+pub use tally::Counts;
 
 use super::identity::IdentityName;
 use crate::model::{DeviceId, PartitionId, UtcMillis};

@@ -1,5 +1,6 @@
 //! The queues of all devices and modules, over the store.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::delivery::{LockLost, LockToken, Settlement};
 use super::message::{self, InvalidMessage};
+use super::tally::{Counts, Tally};
 use super::{Ended, LOCK, QUEUE_DEPTH_MAX, Queue, QueueSettings, later, queue_key};
 use crate::hub::code::ErrorCode;
 use crate::hub::decide::{Answer, decide, decode, encode};
@@ -128,6 +130,7 @@ pub type Observer = Box<dyn Fn(&IdentityName) + Send + Sync>;
 #[derive(Clone)]
 pub struct Outboxes {
     observer: Arc<OnceLock<Observer>>,
+    counts: Arc<Counts>,
     state: Arc<dyn State>,
     entropy: Arc<dyn Entropy>,
     settings: Arc<ArcSwap<QueueSettings>>,
@@ -147,6 +150,7 @@ impl Outboxes {
         assert_eq!(settings.check(), Ok(()), "settings are checked where they are read");
         Self {
             observer: Arc::default(),
+            counts: Arc::default(),
             state,
             entropy,
             settings: Arc::new(ArcSwap::from_pointee(settings)),
@@ -168,6 +172,28 @@ impl Outboxes {
     /// Sets who hears of available messages; once, before the first.
     pub fn observe(&self, observer: Observer) {
         assert!(self.observer.set(observer).is_ok(), "there is one observer");
+    }
+
+    /// What went through since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// `done`, after what it stored was counted.
+    fn counting<T>(
+        &self,
+        tally: Tally,
+        count: impl FnOnce(&Counts, &T) + Send + 'static,
+        done: impl FnOnce(Result<T, OutboxError>) + Send + 'static,
+    ) -> impl FnOnce(Result<T, OutboxError>) + Send + 'static {
+        let counts = self.counts.clone();
+        move |result| {
+            if let Ok(stored) = &result {
+                counts.add(&tally);
+                count(&counts, stored);
+            }
+            done(result);
+        }
     }
 
     /// `done`, after the observer was told.
@@ -200,7 +226,10 @@ impl Outboxes {
         let bytes = message::encode(message, now);
         let cost = REQUEST_BYTES + bytes.len();
         let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             // Unchanged until the commit: a message must not be left to a later device of the same name.
             let (generation, unchanged) = outboxes.identity(state, &queue)?;
             let mut open = match outboxes.open(state, &queue)? {
@@ -227,12 +256,18 @@ impl Outboxes {
             let sequence = open.stored.queue.push(accepted.expires, wish);
             let key = open.message_key(sequence);
             let batch = open
-                .close(&outboxes, unchanged, now)
+                .close(&outboxes, unchanged, now, &ends)
                 .put(Table::Outbox, key, bytes.clone());
             let expires = accepted.expires;
             Ok((batch, Enqueued { sequence, expires }))
         };
-        let done = self.telling(name, done);
+        let done = self.counting(
+            tally,
+            |counts, _| {
+                counts.queued.fetch_add(1, Ordering::Relaxed);
+            },
+            self.telling(name, done),
+        );
         self.lanes
             .decide(&self.state, subject, cost, Box::new(attempt), Box::new(done));
     }
@@ -246,7 +281,10 @@ impl Outboxes {
         done: impl FnOnce(Result<Vec<Delivered>, OutboxError>) + Send + 'static,
     ) {
         let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             let Some(mut open) = outboxes.open(state, &name)? else {
                 return Ok((WriteBatch::new(), Vec::new()));
             };
@@ -273,8 +311,12 @@ impl Outboxes {
                     message,
                 });
             }
-            Ok((open.close(&outboxes, WriteBatch::new(), now), delivered))
+            Ok((open.close(&outboxes, WriteBatch::new(), now, &ends), delivered))
         };
+        let count = |counts: &Counts, delivered: &Vec<Delivered>| {
+            counts.delivered.fetch_add(delivered.len() as u64, Ordering::Relaxed);
+        };
+        let done = self.counting(tally, count, done);
         self.lanes
             .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
     }
@@ -296,13 +338,17 @@ impl Outboxes {
         done: impl FnOnce(Result<(), OutboxError>) + Send + 'static,
     ) {
         let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             let mut open = outboxes.open(state, &queue)?.ok_or(LockLost)?;
             let delivery_count_max = outboxes.settings.load().delivery_count_max;
             open.stored.queue.settle(token, settlement, now, delivery_count_max)?;
             open.handle_timeout(now);
-            Ok((open.close(&outboxes, WriteBatch::new(), now), ()))
+            Ok((open.close(&outboxes, WriteBatch::new(), now, &ends), ()))
         };
+        let done = self.counting(tally, |_, ()| (), done);
         let done: Answer<(), OutboxError> = match settlement {
             Settlement::Complete | Settlement::Reject => Box::new(done),
             Settlement::Abandon | Settlement::Release => Box::new(self.telling(name, done)),
@@ -322,7 +368,10 @@ impl Outboxes {
     ) {
         let held_bytes = tokens.len() * size_of::<LockToken>();
         let (outboxes, queue, subject) = (self.clone(), name.clone(), name.clone());
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             let Some(mut open) = outboxes.open(state, &queue)? else {
                 return Ok((WriteBatch::new(), 0));
             };
@@ -333,9 +382,9 @@ impl Outboxes {
                 released += usize::from(settled.is_ok());
             }
             open.handle_timeout(now);
-            Ok((open.close(&outboxes, WriteBatch::new(), now), released))
+            Ok((open.close(&outboxes, WriteBatch::new(), now, &ends), released))
         };
-        let done = self.telling(name, done);
+        let done = self.counting(tally, |_, _| (), self.telling(name, done));
         self.lanes.decide(
             &self.state,
             subject,
@@ -353,15 +402,19 @@ impl Outboxes {
         done: impl FnOnce(Result<usize, OutboxError>) + Send + 'static,
     ) {
         let (outboxes, name, subject) = (self.clone(), name.clone(), name.clone());
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             outboxes.identity(state, &name)?;
             let Some(mut open) = outboxes.open(state, &name)? else {
                 return Ok((WriteBatch::new(), 0));
             };
             open.handle_timeout(now);
             let purged = open.stored.queue.purge();
-            Ok((open.close(&outboxes, WriteBatch::new(), now), purged))
+            Ok((open.close(&outboxes, WriteBatch::new(), now, &ends), purged))
         };
+        let done = self.counting(tally, |_, _| (), done);
         self.lanes
             .decide(&self.state, subject, REQUEST_BYTES, Box::new(attempt), Box::new(done));
     }
@@ -388,7 +441,10 @@ impl Outboxes {
         done: impl FnOnce(Result<Swept, OutboxError>) + Send + 'static,
     ) {
         let outboxes = self.clone();
+        let tally = Tally::default();
+        let ends = tally.clone();
         let attempt = move |state: &dyn State| {
+            ends.restart();
             let scan = Scan {
                 prefix: &partition.0.to_be_bytes(),
                 after: after.as_deref(),
@@ -405,11 +461,12 @@ impl Outboxes {
                 // A lock that ran out is seen as such by whoever looks: only an end has to be written.
                 if !open.ended.is_empty() {
                     expired += open.ended.len();
-                    batch = open.close(&outboxes, batch, now);
+                    batch = open.close(&outboxes, batch, now, &ends);
                 }
             }
             Ok((batch, Swept { expired, next }))
         };
+        let done = self.counting(tally, |_, _| (), done);
         // Goes through many queues; whoever wrote one of them meanwhile makes it look again.
         decide(&self.state, Box::new(attempt), Box::new(done));
     }
@@ -482,13 +539,14 @@ impl Open {
     }
 
     /// Adds to the batch what became of the queue; nothing if nothing did.
-    fn close(mut self, outboxes: &Outboxes, mut batch: WriteBatch, now: UtcMillis) -> WriteBatch {
+    fn close(mut self, outboxes: &Outboxes, mut batch: WriteBatch, now: UtcMillis, tally: &Tally) -> WriteBatch {
         self.ended.extend(self.stored.queue.take_ended());
         let changed = encode(&self.stored);
         if self.raw.as_ref() == Some(&changed) {
             return batch;
         }
         for ended in &self.ended {
+            tally.ended(ended.outcome);
             batch = batch.delete(Table::Outbox, self.message_key(ended.sequence));
             // IoT Hub, C2D: feedback names the message by its id; one without is not reported.
             let Some(message_id) = ended

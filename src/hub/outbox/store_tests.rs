@@ -275,6 +275,37 @@ fn fifty_messages_wait_and_no_more() {
 }
 
 #[test]
+fn what_went_through_is_counted_once() {
+    let hub = hub();
+    let d = device("d");
+    let counted = |hub: &Hub| {
+        let counts = hub.outboxes.counts();
+        let ended: Vec<_> = counts.ended().map(|(_, count)| count).collect();
+        (counts.queued(), counts.delivered(), ended)
+    };
+    for id in ["1", "2", "3", "4"] {
+        hub.enqueue(&d, &command(id), NOW).unwrap();
+    }
+    let nobody = device("nobody");
+    assert!(hub.enqueue(&nobody, &command("5"), NOW).is_err());
+    let taken = hub.receive(&d, 2, NOW);
+    assert_eq!(counted(&hub), (4, 2, vec![0; 5]));
+    hub.settle(&d, taken[0].token, Settlement::Complete, NOW).unwrap();
+    hub.settle(&d, taken[1].token, Settlement::Reject, NOW).unwrap();
+    assert!(hub.settle(&d, taken[1].token, Settlement::Complete, NOW).is_err());
+    let taken = hub.receive(&d, 1, NOW);
+    hub.settle(&d, taken[0].token, Settlement::Abandon, NOW).unwrap();
+    // success, expired, delivery_count_exceeded, rejected, purged
+    assert_eq!(counted(&hub), (4, 3, vec![1, 0, 0, 1, 0]));
+    hub.purge(&d).unwrap();
+    assert_eq!(counted(&hub), (4, 3, vec![1, 0, 0, 1, 2]));
+    // Whoever comes first after its time sees the end: here a poll.
+    hub.enqueue(&d, &command("6"), NOW).unwrap();
+    assert_eq!(hub.receive(&d, 1, at(4000)), []);
+    assert_eq!(counted(&hub), (5, 3, vec![1, 1, 0, 1, 2]));
+}
+
+#[test]
 fn a_purge_takes_locked_messages_too_and_counts_what_was_there() {
     let hub = hub();
     let d = device("d");

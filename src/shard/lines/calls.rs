@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Lines, PARKED_MAX, Shared};
 use crate::hub::IdentityName;
-use crate::hub::method::{CALLS_PER_TARGET_MAX, MethodAnswer, MethodCall, MethodError};
+use crate::hub::method::{CALLS_PER_TARGET_MAX, MethodAnswer, MethodCall, MethodError, MethodOutcome};
 
 /// A call on its way to the device. Dropping it unanswered tells the caller that the device is not online any more.
 #[derive(Debug)]
@@ -156,6 +156,13 @@ impl Lines {
     /// # Errors
     /// `NotOnline`, `TimedOut`, `TooManyInFlight`, `Busy`, `BadAnswer`.
     pub async fn invoke(&self, name: &IdentityName, call: MethodCall) -> Result<MethodAnswer, MethodError> {
+        let answer = self.call(name, call).await;
+        let outcome = MethodOutcome::of(&answer);
+        self.shared.calls_ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    async fn call(&self, name: &IdentityName, call: MethodCall) -> Result<MethodAnswer, MethodError> {
         let (reply, answer) = oneshot::channel();
         let (taken, is_taken) = oneshot::channel();
         let connect_timeout = call.connect_timeout;

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::hub::IdentityName;
+use crate::hub::method::MethodOutcome;
 
 pub use calls::{Call, Calls};
 pub use changes::{Changes, News};
@@ -47,6 +48,8 @@ struct Shared {
     /// Tells those who took a place from those who lost it.
     next_listener: AtomicU64,
     parked: AtomicUsize,
+    /// By `MethodOutcome`.
+    calls_ended: [AtomicU64; MethodOutcome::ALL.len()],
 }
 
 /// What one identity listens for, and what waits for it.
@@ -71,6 +74,7 @@ impl Default for Lines {
                 hasher: RandomState::new(),
                 next_listener: AtomicU64::new(1),
                 parked: AtomicUsize::new(0),
+                calls_ended: Default::default(),
             }),
         }
     }
@@ -85,6 +89,16 @@ impl Lines {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Calls of methods that ended since the start, by how.
+    pub fn calls_ended(&self) -> impl Iterator<Item = (MethodOutcome, u64)> {
+        let counts = self
+            .shared
+            .calls_ended
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        MethodOutcome::ALL.into_iter().zip(counts)
     }
 }
 

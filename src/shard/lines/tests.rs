@@ -57,6 +57,10 @@ fn a_call_reaches_the_one_who_listens_and_nobody_else() {
         for (name, expected) in [(&other, Err(404_103)), (&module, Err(404_103))] {
             assert_eq!(invoke(&lines, name, 0).await.unwrap(), expected);
         }
+        let not_online = lines
+            .calls_ended()
+            .find(|(outcome, _)| *outcome == MethodOutcome::NotOnline);
+        assert_eq!(not_online, Some((MethodOutcome::NotOnline, 2)));
         let answer = invoke(&lines, &name, 0);
         let call = calls.next().await.unwrap();
         assert_eq!((call.name.as_str(), call.payload.as_str()), ("reboot", "{}"));
