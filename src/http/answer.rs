@@ -149,8 +149,13 @@ impl Refused {
         self
     }
 
-    pub(super) fn status(&self) -> u16 {
+    pub fn status(&self) -> u16 {
         self.code.http_status()
+    }
+
+    /// When it is worth coming back, where the status says that it is.
+    pub fn retry_after_seconds(&self) -> u64 {
+        self.retry_after_seconds
     }
 
     pub(super) fn into_response(self, tracking_id: &str, now: UtcMillis) -> HttpResponse {

@@ -1,33 +1,21 @@
 //! A request as a route sees it: decoded path, query, headers, and a body of bounded size and time.
 
-use std::cell::Cell;
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use actix_web::HttpRequest;
-use actix_web::body::{BodyStream, MessageBody};
-use actix_web::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, IF_MATCH};
-use actix_web::web::{Bytes, BytesMut, Payload};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap, IF_MATCH};
+use actix_web::web::Bytes;
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 
 use super::answer::Refused;
+use super::body::{BodyError, Incoming};
 use super::config::Config;
 use super::serve::Site;
 use crate::hub::outbox::LockToken;
 use crate::hub::sas;
 use crate::hub::{AuthError, ErrorCode, IdentityName, IfMatch};
 use crate::model::{DeviceId, ModuleId, UtcMillis};
-
-/// A request's body until it is read. Whoever answers keeps what is left: actix ends a connection whose request has a
-/// body that is held and unread, but waits without limit for the end of a chunked one that was dropped.
-pub(super) type Incoming = Rc<Cell<Option<Pin<Box<BodyStream<Payload>>>>>>;
-
-pub(super) fn incoming(payload: Payload) -> Incoming {
-    Rc::new(Cell::new(Some(Box::pin(BodyStream::new(payload)))))
-}
 
 /// The certificates of a client, leaf first, whose key signed its handshake.
 pub(super) struct PeerChain(pub Vec<CertificateDer<'static>>);
@@ -177,39 +165,16 @@ impl Call {
     /// `too_large` above `bytes_max`, `RequestTimedOut`, or `GenericBadRequest` when the client broke off. The connection
     /// ends with each of them: what else comes on it cannot be told from the rest of the body.
     pub async fn body(&self, bytes_max: usize, too_large: ErrorCode) -> Result<Bytes, Refused> {
-        let bytes_max = bytes_max.min(self.site.config.body_bytes_max);
-        let over = || Refused::new(too_large, format!("the body exceeds {bytes_max} bytes")).closing();
-        let announced = self
-            .headers()
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok());
-        if announced
-            .and_then(|length| length.parse().ok())
-            .is_some_and(|length: usize| length > bytes_max)
-        {
-            return Err(over());
-        }
-        let Some(mut stream) = self.incoming.take() else {
-            return Ok(Bytes::new());
-        };
-        let read = async {
-            let mut body = BytesMut::new();
-            while let Some(chunk) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
-                let chunk = chunk.map_err(|error| Refused::new(ErrorCode::BAD_REQUEST, error.to_string()).closing())?;
-                if body.len() + chunk.len() > bytes_max {
-                    return Err(over());
-                }
-                body.extend_from_slice(&chunk);
-            }
-            Ok(body.freeze())
-        };
-        let read = tokio::time::timeout(self.site.config.body_timeout, read).await;
-        if !matches!(read, Ok(Ok(_))) {
-            self.incoming.set(Some(stream));
-        }
-        read.unwrap_or_else(|_| {
-            let reason = "the body did not come in time";
-            Err(Refused::new(ErrorCode::REQUEST_TIMED_OUT, reason).closing())
+        let config = &self.site.config;
+        let bytes_max = bytes_max.min(config.body_bytes_max);
+        let read = self.incoming.read(self.headers(), bytes_max, config.body_timeout).await;
+        read.map_err(|error| {
+            let code = match error {
+                BodyError::TooLarge { .. } => too_large,
+                BodyError::TimedOut => ErrorCode::REQUEST_TIMED_OUT,
+                BodyError::Broken(_) => ErrorCode::BAD_REQUEST,
+            };
+            Refused::new(code, error.to_string()).closing()
         })
     }
 

@@ -17,6 +17,7 @@
 //! Deliberately does not know what any route does, shards, logs, metrics or the server.
 
 pub mod answer;
+pub mod body;
 pub mod call;
 pub mod config;
 pub mod observer;
@@ -26,6 +27,7 @@ pub mod serve;
 pub mod websocket;
 
 pub use answer::{Answer, Refused, wait};
+pub use body::{BodyError, Incoming};
 pub use call::Call;
 pub use config::Config;
 pub use observer::Observer;

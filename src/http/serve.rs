@@ -7,7 +7,6 @@ use std::net::TcpListener;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use actix_http::error::DispatchError;
@@ -16,7 +15,6 @@ use actix_server::{Server, ServerHandle};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_tls::accept::TlsError;
 use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::body::{BodySize, BodyStream, BoxBody, MessageBody};
 use actix_web::dev::{AppConfig, Extensions};
 use actix_web::http::header::{HeaderValue, SEC_WEBSOCKET_VERSION, UPGRADE};
 use actix_web::rt::net::TcpStream;
@@ -24,7 +22,8 @@ use actix_web::{App, HttpRequest, HttpResponse, web};
 use socket2::SockRef;
 
 use super::answer::{Answer, Refused};
-use super::call::{self, Call, Incoming, PeerChain};
+use super::body::Incoming;
+use super::call::{Call, PeerChain};
 use super::config::Config;
 use super::observer::Observer;
 use super::route::{Entry, Found, Route, find};
@@ -118,7 +117,7 @@ impl Site {
     async fn answer(self: Arc<Self>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
         let tracking_id = self.tracking_id();
         let mut route = Route::None;
-        let incoming = call::incoming(payload);
+        let incoming = Incoming::new(payload);
         let answered = match Call::new(request, incoming.clone(), self.clone()) {
             Err(refused) => Err(refused),
             Ok(call) if handshake::is_door(call.segments()) => return self.upgrade(&call, &incoming, &tracking_id),
@@ -144,7 +143,7 @@ impl Site {
             }
         };
         self.observer.answered(route, response.status().as_u16());
-        hold(response, &incoming)
+        incoming.hold(response)
     }
 
     // IoT Hub, SDKs, section 2: the path does not tell the protocol, and nobody says an api-version.
@@ -166,35 +165,9 @@ impl Site {
                     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
                     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(handshake::VERSION));
                 }
-                hold(response, incoming)
+                incoming.hold(response)
             }
         }
-    }
-}
-
-/// Keeps what was not read of a request until its answer is sent.
-fn hold(response: HttpResponse, incoming: &Incoming) -> HttpResponse {
-    match incoming.take() {
-        Some(unread) => response.map_body(|_, body| Holding { body, _unread: unread }.boxed()),
-        None => response,
-    }
-}
-
-/// An answer's body that keeps what was not read of the request until it is sent; see [`call::Incoming`].
-struct Holding {
-    body: BoxBody,
-    _unread: Pin<Box<BodyStream<web::Payload>>>,
-}
-
-impl MessageBody for Holding {
-    type Error = <BoxBody as MessageBody>::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<web::Bytes, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_next(context)
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::sync::{oneshot, watch};
 use super::handshake::{Protocol, UpgradeRefused, agree};
 use super::outlet::{Outlet, Words};
 use super::pump;
-use crate::http::call::{Call, Incoming};
+use crate::http::body::Incoming;
+use crate::http::call::Call;
 
 /// Bytes that wait on their way to a tunnel, and as many on their way back.
 const WAITING_BYTES_MAX: usize = 64 << 10;
