@@ -183,6 +183,19 @@ impl Groups {
         Ok(record.next.map(SequenceNumber))
     }
 
+    /// Who holds a partition for a group, and where it goes on, as far as either was ever said.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn standing(
+        &self,
+        group: &ConsumerGroup,
+        partition: PartitionId,
+    ) -> Result<(Option<Owner>, Option<SequenceNumber>), GroupError> {
+        let (_, record) = load(&*self.state, &checkpoint_key(group, partition))?;
+        Ok((record.owner, record.next.map(SequenceNumber)))
+    }
+
     /// Takes the partition over from an owner of equal or lower level.
     // Event Hubs, owner level: equal levels displace too; partition processors claim everything at level 0.
     pub fn claim(

@@ -9,6 +9,7 @@
 //!
 //! Reads are direct and cost microseconds. Writes answer on the store's writer thread.
 
+mod browse;
 mod import;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use super::presence;
 use super::twin::{InitialTwin, InvalidTwin, Twin};
 use crate::model::{DeviceId, Generation, ModuleId, PartitionId, UtcMillis};
 use crate::state::{Expected, Scan, State, StateError, Table, WriteBatch, blocking, counter};
+pub use browse::{Browsed, Wanted};
 pub use import::{Imported, NewDevice};
 
 /// IoT Hub, quotas: modules per device. Checked before the write, so that creations at the same instant may pass it by
