@@ -10,7 +10,7 @@
 //! |  quic/  door, device, service, cursor, management   |  |  rest/  registry      |   sockets, TLS, tasks, limits
 //! |         streams/  commands, twin, methods           |  |         twin  method  |
 //! |  mqtt/  http/  amqp/  the same, without a stream each |  |         query         |
-//! |  every door's:  home  telemetry  commands           |  |                       |
+//! |  every door's:  home  telemetry  commands           |  |  console/  for people |
 //! |                 twin  methods  post                 |  |                       |
 //! +------------+----------------------------------------+  +-------+---------------+
 //!              |  the door drives a codec                       +-- wire/ -----------------------+

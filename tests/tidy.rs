@@ -80,6 +80,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http::route",
             "http::websocket",
             "amqp::observer",
+            "service::console::observer",
             "service::eventhubs::observer",
             "proto::amqp::error",
             "hub::auth::AuthError",

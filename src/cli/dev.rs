@@ -245,6 +245,9 @@ impl DevArgs {
         );
         println!("  CA file            {}", endpoints.ca_file.display());
         println!("  metrics            http://{}/metrics", server.ops_address);
+        if let Some(console) = server.console_address() {
+            println!("  console            {console}  (sign in with the next line)");
+        }
         println!("  service            {}", endpoints.iothub_connection_string);
         println!("  consumer           {}", endpoints.eventhub_connection_string);
         for device in endpoints.devices.iter().take(SHOWN_DEVICES) {

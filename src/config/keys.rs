@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::value::{Bytes, Durability, EventKind, Host, LogFilter, LogFormat, Range, Raw, Secret, Setting};
+use super::value::{
+    Bytes, ConsoleAccess, Durability, EventKind, Host, LogFilter, LogFormat, Range, Raw, Secret, Setting,
+};
 
 /// One key as text, for whoever prints or looks for it.
 #[derive(Clone, Debug)]
@@ -90,7 +92,7 @@ macro_rules! table {
             }
 
             /// Every key's value as it would stand in the file, in the order of [`keys`].
-            pub(super) fn values(&self) -> Vec<String> {
+            pub fn values(&self) -> Vec<String> {
                 vec![$($(self.$section.$key.write(),)*)*]
             }
         }
@@ -465,7 +467,10 @@ table! {
     #[doc = "Operations: metrics, health, the program's own log lines."]
     ops: Ops {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9600)), Range::Any,
-            "TCP address and port of /metrics, /healthz and /readyz. There is no authentication: keep it private.",
+            "TCP address and port of /metrics, /healthz, /readyz and the console. All but the console is without authentication: keep it private.",
+            "Nothing.";
+        console: ConsoleAccess = ConsoleAccess::Auto, Range::Any,
+            "The console at /console/: \"auto\" (where `listen` is a loopback address), \"on\" or \"off\". Policy keys cross the wire as `listen` has it, without TLS: with \"on\" put TLS in front.",
             "Nothing.";
         log: LogFilter = LogFilter("info".into()), Range::Any,
             "What is logged: error, warn, info, debug, trace, or for each module (\"info,forebay::log=debug\").",

@@ -23,4 +23,4 @@ pub use live::Change;
 pub use load::parse;
 pub use load::{Sources, load};
 pub use render::{default_toml, to_toml};
-pub use value::{Bytes, Durability, EventKind, Host, LogFilter, LogFormat, Secret};
+pub use value::{Bytes, ConsoleAccess, Durability, EventKind, Host, LogFilter, LogFormat, Secret};

@@ -398,6 +398,34 @@ impl Setting for LogFormat {
     }
 }
 
+/// Where the console is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum ConsoleAccess {
+    /// Where the operations port is on loopback.
+    Auto,
+    On,
+    Off,
+}
+
+impl Setting for ConsoleAccess {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        match text(raw, "\"auto\", \"on\" or \"off\"")?.trim() {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            other => Err(format!("is {other:?}, wanted is \"auto\", \"on\" or \"off\"")),
+        }
+    }
+
+    fn write(&self) -> String {
+        quoted(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// What the hub may record of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub enum EventKind {

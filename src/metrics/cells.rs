@@ -93,6 +93,10 @@ impl<T, const N: usize> Each<T, N> {
     pub(super) fn at(&self, index: usize) -> &T {
         &self.0[index]
     }
+
+    pub(super) fn each(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
 }
 
 /// What one shard counts. The shard's thread is the usual writer; a foreign one costs a cache line, not a count.

@@ -51,6 +51,7 @@ impl Metrics {
         self.amqp_families(&mut out);
         self.mqtt.render(&mut out);
         self.command_families(&mut out);
+        self.console.render(&mut out);
         self.throttle_families(&mut out);
         let (recorded, dropped) = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
         out.each(&series::EVENTS, labelled(recorded));
@@ -262,7 +263,7 @@ impl Metrics {
         })
     }
 
-    fn lags(&self) -> Vec<(Vec<String>, f64)> {
+    pub(super) fn lags(&self) -> Vec<(Vec<String>, f64)> {
         let positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = |((group, partition), position): (&(ConsumerGroup, PartitionId), &Position)| {
             let head = self.partitions[usize::from(partition.0)].next_sequence.load(Relaxed);

@@ -1,6 +1,6 @@
-//! The operations port: `/metrics`, `/healthz`, `/readyz`, `/openapi.json`.
+//! The operations port: `/metrics`, `/healthz`, `/readyz`, `/openapi.json`, and what the server adds.
 //!
-//! One worker, HTTP/1.1, no authentication: it listens on the loopback address unless configured otherwise.
+//! One worker, HTTP/1.1, no authentication of its own: it listens on the loopback address unless configured otherwise.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,6 +28,16 @@ pub enum Phase {
     Starting,
     Ready,
     Draining,
+}
+
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// Whether traffic should come here, and why not. Written by the server, read by `/readyz`.
@@ -91,6 +101,12 @@ impl Readiness {
         state.state == Phase::Ready && state.reasons.is_empty()
     }
 
+    /// Where the process stands, and each part that cannot serve with what is wrong with it.
+    pub fn state(&self) -> (Phase, BTreeMap<String, String>) {
+        let state = self.lock();
+        (state.state, state.reasons.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is one assignment, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -106,17 +122,26 @@ pub struct OpsState {
     pub openapi: Arc<str>,
 }
 
-/// Serves the operations port on a bound listener. The returned server runs when it is awaited or spawned, on an actix
-/// system; its handle stops it.
+/// Serves the operations port on a bound listener, with whatever `further` adds. The returned server runs when it is
+/// awaited or spawned, on an actix system; its handle stops it.
 ///
 /// # Errors
 /// The listener cannot be used.
-pub fn serve(listener: TcpListener, state: OpsState) -> io::Result<Server> {
-    let app = move || App::new().app_data(web::Data::new(state.clone())).configure(routes);
+pub fn serve(
+    listener: TcpListener,
+    state: OpsState,
+    further: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+) -> io::Result<Server> {
+    let app = move || {
+        let app = App::new().app_data(web::Data::new(state.clone())).configure(routes);
+        app.configure(&further)
+    };
     Ok(HttpServer::new(app)
         .workers(1)
         .max_connections(CONNECTIONS_MAX)
         .client_request_timeout(REQUEST_TIMEOUT)
+        // Whoever has gone while a request waits is noticed at once, and gives its place to the next.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .disable_signals()
         .listen(listener)?
@@ -195,7 +220,7 @@ mod tests {
         let (send, receive) = std::sync::mpsc::channel();
         let server = std::thread::spawn(move || {
             actix_rt::System::new().block_on(async {
-                let server = serve(listener, state).unwrap();
+                let server = serve(listener, state, |_| {}).unwrap();
                 send.send(server.handle()).unwrap();
                 server.await.unwrap();
             });

@@ -5,7 +5,9 @@
 //! numbers and from consumer groups, never from a device.
 
 pub mod cells;
+pub mod console;
 mod exposition;
+pub mod figures;
 pub mod histogram;
 pub mod http;
 pub mod mqtt;
@@ -17,6 +19,7 @@ pub mod series;
 pub mod upkeep;
 
 pub use cells::{Backpressure, Handshake, PartitionCell, SessionKind, ShardCell, Stage};
+pub use figures::Figures;
 pub use histogram::Histogram;
 pub use http::{OpsState, Phase, Readiness, serve};
 pub use registry::{Commands, Metrics, Position};

@@ -73,6 +73,10 @@ impl Default for MqttCells {
 }
 
 impl MqttCells {
+    pub fn open(&self, began: Began) -> u64 {
+        self.connections[began as usize].load(Relaxed)
+    }
+
     pub fn render(&self, out: &mut Families) {
         out.each(
             &series::MQTT_CONNECTIONS,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::cells::{Backpressure, PartitionCell, STALLED, SessionKind, ShardCell, Stage};
+use super::console::ConsoleCells;
 use super::histogram::{Histogram, Snapshot};
 use super::mqtt::MqttCells;
 use super::upkeep::UpkeepCells;
@@ -91,6 +92,7 @@ pub struct Metrics {
     pub(super) amqp: AmqpCells,
     pub(super) mqtt: MqttCells,
     pub(super) upkeep: UpkeepCells,
+    pub(super) console: ConsoleCells,
 }
 
 /// Of the AMQP server and what is read through it.
@@ -136,6 +138,7 @@ impl Metrics {
             amqp: AmqpCells::default(),
             mqtt: MqttCells::default(),
             upkeep: UpkeepCells::default(),
+            console: ConsoleCells::default(),
         }
     }
 

@@ -249,6 +249,14 @@ series! {
             "Calls of direct methods, by how they ended."
             "not_online: the device is away or does not listen for methods. timed_out: it has the call and is slow or hangs. refused: a back end calls more than devices answer.";
     }
+    "Console" {
+        CONSOLE_SIGN_INS = Counter "forebay_console_sign_ins_total" { outcome: "`accepted`, `refused`, or `slowed`: not looked at, because too many were wrong at the same time" }
+            "Attempts to sign in to the console."
+            "`refused` now and then is somebody who mistyped. A steady rate, and any `slowed`, is somebody who guesses: find out who reaches the operations port, and close it to them.";
+        CONSOLE_REFUSED = Counter "forebay_console_refused_total" { reason: "`host`, `origin`, `session`, `permission`, `path`, `body`, `busy` or `hub`" }
+            "Requests that the console refused, by reason."
+            "`origin` and `host`: a page of another site tries to use an operator's browser; ask who had which page open. `permission`: a policy with fewer rights than its user wants. `busy`: as many live tails as there may be. `session` and `hub` are everyday.";
+    }
     "Throttles" {
         THROTTLED = Counter "forebay_throttled_total" { limit: "`registry`, `connections`, `d2c_messages`, `queries`, `c2d_sends`, `c2d_receives`, `method_bytes`, `twin_reads`, `twin_updates`, `device`, `daily_messages`", outcome: "`delayed`: made to wait; `refused`: told to come back later" }
             "Requests and batches above a rate: delayed, or refused with the advice to come back later."

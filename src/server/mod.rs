@@ -11,6 +11,7 @@
 
 mod amqp;
 pub mod certificate;
+mod console;
 pub mod demo;
 pub mod drain;
 pub mod logging;
@@ -46,6 +47,7 @@ use crate::hub::{
     Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Subscriptions, Throttles, Twins, meta::HubMeta,
 };
 use crate::log::{self, Appender, DiskStorage, Log, Retention};
+use crate::metrics::console::ConsoleFacts;
 use crate::metrics::mqtt::MqttFacts;
 use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
 use crate::metrics::{self, Backpressure, Commands, Metrics, OpsState, Phase, Readiness, SessionKind};
@@ -128,6 +130,7 @@ pub struct Server {
     pub amqp_plain_address: Option<SocketAddr>,
     pub mqtt_address: SocketAddr,
     pub ops_address: SocketAddr,
+    has_console: bool,
     /// From the start until every partition was open.
     pub recovery: Duration,
     running: Running,
@@ -467,6 +470,29 @@ impl Server {
         let mqtt_door = crate::session::mqtt::Door::new(mqtt::settings(config), mqtt_parts);
         mqtt::serve(&mqtt_door, mqtt_listener, &tls.https, &handles);
         let (outboxes_told, lines_told) = (outboxes.clone(), lines.clone());
+        let mut console_parts = crate::service::console::Parts {
+            authenticator: authenticator.clone(),
+            policies: policies.clone(),
+            registry: registry.clone(),
+            groups: groups.clone(),
+            twins: twins.clone(),
+            outboxes: outboxes.clone(),
+            throttles: throttles.clone(),
+            live: live.clone(),
+            lines: lines.clone(),
+            router: router.clone(),
+            readers: door.readers.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            observer: Arc::new(ConsoleFacts(metrics.clone())),
+            facts: Arc::new(console::HubFacts {
+                about: console::about(config, settings.durability.name(), settings.shards, clock.now()),
+                readiness: readiness.clone(),
+                config: config.clone(),
+            }),
+            host_names: hub_config.host_names.clone(),
+            port: 0,
+        };
         let rest = Rest {
             live,
             authenticator,
@@ -501,6 +527,7 @@ impl Server {
         let listener =
             TcpListener::bind(config.ops.listen).with_context(|| format!("operations port {}", config.ops.listen))?;
         let ops_address = listener.local_addr()?;
+        console_parts.port = ops_address.port();
         let ops = metrics::serve(
             listener,
             OpsState {
@@ -508,6 +535,7 @@ impl Server {
                 readiness: readiness.clone(),
                 openapi: openapi::all_routes().to_string().into(),
             },
+            console::serve(config, console_parts, metrics.clone(), door.clone()),
         )?;
         let ops_handle = ops.handle();
         actix_rt::spawn(ops);
@@ -544,6 +572,7 @@ impl Server {
             amqp_plain_address,
             mqtt_address,
             ops_address,
+            has_console: console::is_on(config),
             recovery,
             door,
             amqp: amqp_door,
@@ -571,6 +600,12 @@ impl Server {
     /// Connections of devices and services, handshakes included.
     pub fn sessions(&self) -> usize {
         self.door.sessions() + self.amqp.connections() + self.mqtt.connections()
+    }
+
+    /// Where a browser finds the console; `None` if it is off.
+    pub fn console_address(&self) -> Option<String> {
+        self.has_console
+            .then(|| format!("http://{}/console/", self.ops_address))
     }
 
     /// Cursors that are being read now.

@@ -10,6 +10,7 @@ mod backlog;
 mod certificates;
 mod cli;
 mod commands;
+mod console;
 mod devices;
 mod doctor;
 mod events;
