@@ -70,7 +70,7 @@ impl Plot {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
              font-family=\"sans-serif\" font-size=\"12\" fill=\"#222\">\n\
              <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-             <text x=\"{LEFT}\" y=\"24\" font-size=\"15\" font-weight=\"bold\">{}</text>\n",
+             <text x=\"{LEFT}\" y=\"24\" font-size=\"14\" font-weight=\"bold\">{}</text>\n",
             escaped(&self.title)
         );
         for band in &self.bands {
@@ -124,7 +124,7 @@ impl Panel {
                 number(*tick)
             );
         }
-        for tick in Scale::linear(seconds).ticks {
+        for tick in Scale::linear(seconds).ticks.into_iter().filter(|tick| *tick <= seconds) {
             let at = x(tick);
             let below = top + PANEL;
             let _ = writeln!(

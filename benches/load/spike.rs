@@ -425,15 +425,18 @@ impl Measured<'_> {
                 to,
             }],
             panels: vec![
-                panel(
-                    "messages a second",
-                    vec![
-                        counter("acknowledged", &|look| {
-                            look.metric("forebay_messages_acknowledged_total", &[])
-                        }),
-                        counter("read", &|look| look.read),
-                    ],
-                ),
+                Panel {
+                    is_logarithmic: true,
+                    ..panel(
+                        "messages a second",
+                        vec![
+                            counter("acknowledged", &|look| {
+                                look.metric("forebay_messages_acknowledged_total", &[])
+                            }),
+                            counter("read", &|look| look.read),
+                        ],
+                    )
+                },
                 Panel {
                     is_logarithmic: true,
                     ..panel(

@@ -1,7 +1,9 @@
 //! All sessions are lost at one moment and come back while others, which never left, go on sending: how long does the
 //! return take, what does a handshake cost, and what do those who stayed notice?
 
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -9,6 +11,8 @@ use clap::Args;
 use forebay::client::endpoint::{ClientEndpoint, TransportOptions};
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use crate::fleet::{self, FleetOptions};
 use crate::hub::{Hub, Member};
@@ -78,6 +82,37 @@ struct Return {
     stretch: Stretch,
 }
 
+/// A thread for tasks that are not to wait for those of this one; it ends when this is dropped.
+struct Apart {
+    runtime: Handle,
+    _end: oneshot::Sender<()>,
+}
+
+impl Apart {
+    fn start() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = runtime.block_on(ended);
+        });
+        Ok(Self {
+            runtime: handle,
+            _end: end,
+        })
+    }
+
+    /// What the future makes and spawns lives on that thread.
+    async fn run<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            let _entered = self.runtime.enter();
+            future.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
 impl StormArgs {
     /// # Errors
     /// The hub refuses, or is gone, or one that stayed lost its connection.
@@ -100,20 +135,25 @@ impl StormArgs {
         drop(self.connect(hub, &members, &strangers).await?);
         Progress::sleep("settle", PAUSE).await;
 
-        let endpoint = hub.endpoint(&TransportOptions::default())?;
         let start = Instant::now();
         let watch = Watch::start(hub, start, || 0.0).ok();
-        let steady = match self.protocol {
-            DeviceProtocol::Quic => {
-                let devices = fleet::connect(hub, &staying, FleetOptions::default(), |_| endpoint.clone()).await?;
-                OpenLoop::over_quic(&devices, &plan, start)
-            }
-            DeviceProtocol::Mqtt => {
-                let tls = mqtt::Tls::new(hub)?;
-                let devices = mqtt::connect_all(hub, &staying, staying.len(), |_| tls.clone()).await?;
-                OpenLoop::over_mqtt(devices, &plan, start)
-            }
-        };
+        // On a thread of their own: they are not to notice how busy the others keep this one.
+        let apart = Apart::start()?;
+        let steady = apart.run(async {
+            Ok::<_, anyhow::Error>(match self.protocol {
+                DeviceProtocol::Quic => {
+                    let endpoint = hub.endpoint(&TransportOptions::default())?;
+                    let devices = fleet::connect(hub, &staying, FleetOptions::default(), |_| endpoint.clone()).await?;
+                    OpenLoop::over_quic(&devices, &plan, start)
+                }
+                DeviceProtocol::Mqtt => {
+                    let tls = mqtt::Tls::new(hub)?;
+                    let devices = mqtt::connect_all(hub, &staying, staying.len(), |_| tls.clone()).await?;
+                    OpenLoop::over_mqtt(devices, &plan, start)
+                }
+            })
+        });
+        let steady = steady.await?;
         let begun = start.elapsed();
         Progress::sleep("calm", CALM).await;
         let known = self.fleet(hub)?;
@@ -122,6 +162,7 @@ impl StormArgs {
         let resumed = self.come_back(hub, &members, &known, start).await?;
         Progress::sleep("calm", CALM / 2).await;
         let sent = steady.stop().await?;
+        drop(apart);
         let looks = match watch {
             Some(watch) => watch.finish().await?,
             None => Vec::new(),
@@ -269,7 +310,7 @@ impl StormArgs {
         };
         Plot {
             title: format!(
-                "Storm: {} sessions over {} come back at once, {} devices stay and send {} messages/s, durability {durability}",
+                "Storm: {} sessions over {} return at once; {} devices stay, {} messages/s; durability {durability}",
                 self.sessions,
                 self.protocol.label(),
                 self.steady,

@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use crate::cpu::Memory;
 use crate::hub::Hub;
 
-const EVERY: Duration = Duration::from_millis(250);
+const LOOKS_PER_SECOND: usize = 4;
+const EVERY: Duration = Duration::from_millis(1000 / LOOKS_PER_SECOND as u64);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One look.
@@ -99,16 +100,16 @@ async fn scrape(ops: SocketAddr) -> anyhow::Result<String> {
     Ok(answer)
 }
 
-/// How much a counter grew each second, by looks.
+/// How much a counter grew a second, over the second before each look: the hub itself looks at some of its counters only
+/// twice in that time.
 pub fn rate(looks: &[Look], value: impl Fn(&Look) -> f64) -> Vec<(f64, f64)> {
-    let grown = |pair: &[Look]| {
-        let seconds = pair[1].at - pair[0].at;
-        (
-            pair[1].at,
-            (value(&pair[1]) - value(&pair[0])).max(0.0) / seconds.max(1e-3),
-        )
+    let grown = |second: &[Look]| {
+        let (first, last) = (&second[0], &second[second.len() - 1]);
+        let seconds = (last.at - first.at).max(1e-3);
+        (last.at, (value(last) - value(first)).max(0.0) / seconds)
     };
-    looks.windows(2).map(grown).filter(|point| point.0 >= 0.0).collect()
+    let grown = looks.windows(LOOKS_PER_SECOND + 1).map(grown);
+    grown.filter(|point| point.0 >= 0.0).collect()
 }
 
 /// A gauge over time.
@@ -143,9 +144,11 @@ mod tests {
 
     #[test]
     fn rates_are_differences_over_time() {
-        let looks = [at(-1.0, 0), at(1.0, 10), at(3.0, 50)];
+        let looks: Vec<Look> = (-2..5)
+            .map(|n: i32| at(f64::from(n) / 4.0, n.unsigned_abs().pow(2)))
+            .collect();
         let grown = rate(&looks, |look| look.metric("a_total", &["door=\"quic\""]));
-        assert_eq!(grown, [(1.0, 5.0), (3.0, 20.0)]);
-        assert_eq!(level(&looks, |look| look.metric("b", &[])).len(), 2);
+        assert_eq!(grown, [(0.5, 0.0), (0.75, 8.0), (1.0, 16.0)]);
+        assert_eq!(level(&looks, |look| look.metric("b", &[])).len(), 5);
     }
 }
