@@ -44,6 +44,8 @@ pub struct Door {
     /// Of TLS handshakes.
     pub admission: Arc<Admission>,
     connections: AtomicUsize,
+    /// More are closed at once; may change while the door is open.
+    pub connections_max: AtomicUsize,
     pub shutdown: Shutdown,
 }
 
@@ -58,6 +60,7 @@ impl Door {
     ) -> Arc<Self> {
         Arc::new(Self {
             admission: Arc::new(Admission::new(config.handshakes_per_second)),
+            connections_max: AtomicUsize::new(config.connections_max),
             config,
             authenticator,
             host_name,
@@ -96,7 +99,7 @@ impl Counted {
         };
         let before = door.connections.fetch_add(1, Ordering::Relaxed);
         door.observer.connection_opened(began);
-        (before < door.config.connections_max && !door.shutdown.is_refusing()).then_some(counted)
+        (before < door.connections_max.load(Ordering::Relaxed) && !door.shutdown.is_refusing()).then_some(counted)
     }
 }
 

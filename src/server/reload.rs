@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::certificate::Files;
@@ -23,6 +24,8 @@ pub struct Live {
     pub drain: Pace,
     /// Door to its handshakes in a second.
     pub handshakes: BTreeMap<&'static str, u32>,
+    /// Of QUIC, MQTT and AMQP: connections at a time. Those that are open stay.
+    pub connections_max: [usize; 3],
     /// `None`: the configuration names no files, and those of the start are watched on.
     pub certificate: Option<Files>,
     pub log_lines: LogSettings,
@@ -43,6 +46,11 @@ impl Live {
                 ("amqp", config.amqp.handshakes_per_second),
                 ("https", config.https.handshakes_per_second),
             ]),
+            connections_max: [
+                config.quic.sessions_max as usize,
+                config.mqtt.connections_max as usize,
+                config.amqp.connections_max as usize,
+            ],
             certificate: files.map(|(certificate, key)| Files { certificate, key }),
             log_lines: LogSettings::of(config),
         }
@@ -103,9 +111,21 @@ impl Server {
         for (door, admission) in &self.admissions {
             admission.set_per_second(live.handshakes[door]);
         }
+        for (max, new) in self.connections_max().into_iter().zip(live.connections_max) {
+            max.store(new, Ordering::Relaxed);
+        }
         if let Some(files) = live.certificate {
             self.certificate.set_files(files);
         }
+    }
+
+    /// In the order of `Live::connections_max`.
+    fn connections_max(&self) -> [&AtomicUsize; 3] {
+        [
+            &self.door.sessions_max,
+            &self.mqtt.connections_max,
+            &self.amqp.connections_max,
+        ]
     }
 
     /// What is in force, as the parts themselves say.
@@ -124,6 +144,7 @@ impl Server {
                 .iter()
                 .map(|(door, admission)| (*door, admission.per_second()))
                 .collect(),
+            connections_max: self.connections_max().map(|max| max.load(Ordering::Relaxed)),
             certificate: Some(self.certificate.files()),
             log_lines: logging.settings(),
         }

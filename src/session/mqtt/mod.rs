@@ -96,6 +96,8 @@ pub struct Door {
     /// Of TLS handshakes.
     pub admission: Arc<Admission>,
     connections: AtomicUsize,
+    /// More are closed at once; may change while the door is open.
+    pub connections_max: AtomicUsize,
     pub shutdown: Shutdown,
 }
 
@@ -123,6 +125,7 @@ impl Door {
         } = parts;
         Arc::new(Self {
             admission: Arc::new(Admission::new(config.handshakes_per_second)),
+            connections_max: AtomicUsize::new(config.connections_max),
             config,
             router,
             outboxes,

@@ -26,7 +26,7 @@ impl Counted {
         };
         let before = door.connections.fetch_add(1, Ordering::Relaxed);
         door.observer.connection_opened(began);
-        (before < door.config.connections_max && !door.shutdown.is_refusing()).then_some(counted)
+        (before < door.connections_max.load(Ordering::Relaxed) && !door.shutdown.is_refusing()).then_some(counted)
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Door {
     /// Of handshakes.
     pub admission: Arc<Admission>,
     sessions: AtomicUsize,
+    /// More are refused; may change while the door is open.
+    pub sessions_max: AtomicUsize,
     /// Service connections leave at its second stage; device sessions are told by their shard.
     pub shutdown: Shutdown,
     /// Who owns which partition of which group in this process: rung when another takes over.
@@ -133,6 +135,7 @@ impl Door {
     ) -> Arc<Self> {
         Arc::new(Self {
             admission: Arc::new(Admission::new(config.handshakes_per_second)),
+            sessions_max: AtomicUsize::new(config.sessions_max),
             config,
             router,
             authenticator: hub.authenticator,
@@ -346,7 +349,7 @@ pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>)
             incoming.refuse();
             continue;
         }
-        if door.sessions() >= door.config.sessions_max {
+        if door.sessions() >= door.sessions_max.load(Ordering::Relaxed) {
             door.observer.handshake(Handshake::Refused);
             door.observer.closed(CloseCode::Busy);
             incoming.refuse();
