@@ -65,6 +65,7 @@ fn changed(key: &Key, base: &[String], running: &Config, folder: &Folder) -> Con
         "json".to_owned(),
         "debug".to_owned(),
         "twin".to_owned(),
+        "off".to_owned(),
         "other.example".to_owned(),
     ]);
     candidates
