@@ -1,6 +1,6 @@
 //! The console: whether it is served, what it is told, and the samples that its charts are drawn from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::web;
@@ -69,7 +69,8 @@ pub(super) fn about(config: &Config, durability: &'static str, shards: usize, no
 pub(super) struct HubFacts {
     pub about: About,
     pub readiness: Arc<Readiness>,
-    pub config: Config,
+    /// In force: a reload changes it.
+    pub config: Arc<Mutex<Config>>,
 }
 
 impl Facts for HubFacts {
@@ -87,7 +88,8 @@ impl Facts for HubFacts {
     }
 
     fn configuration(&self) -> Vec<Section> {
-        let keys: Vec<_> = config::keys::keys().into_iter().zip(self.config.values()).collect();
+        let values = self.config.lock().unwrap_or_else(PoisonError::into_inner).values();
+        let keys: Vec<_> = config::keys::keys().into_iter().zip(values).collect();
         let section = |(name, doc)| Section {
             name,
             doc,

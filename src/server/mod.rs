@@ -152,7 +152,7 @@ pub struct Server {
     presence: presence::Keeping,
     syncer: Option<Syncer>,
     /// What is in force.
-    config: Mutex<Config>,
+    config: Arc<Mutex<Config>>,
     admissions: Admissions,
     // Last: the directory stays taken until everything above is gone.
     _log: Log<DiskStorage>,
@@ -470,6 +470,7 @@ impl Server {
         let mqtt_door = crate::session::mqtt::Door::new(mqtt::settings(config), mqtt_parts);
         mqtt::serve(&mqtt_door, mqtt_listener, &tls.https, &handles);
         let (outboxes_told, lines_told) = (outboxes.clone(), lines.clone());
+        let running_config = Arc::new(Mutex::new(config.clone()));
         let mut console_parts = crate::service::console::Parts {
             authenticator: authenticator.clone(),
             policies: policies.clone(),
@@ -488,7 +489,7 @@ impl Server {
             facts: Arc::new(console::HubFacts {
                 about: console::about(config, settings.durability.name(), settings.shards, clock.now()),
                 readiness: readiness.clone(),
-                config: config.clone(),
+                config: running_config.clone(),
             }),
             host_names: hub_config.host_names.clone(),
             port: 0,
@@ -591,7 +592,7 @@ impl Server {
             events: parts.events,
             presence,
             syncer,
-            config: Mutex::new(config.clone()),
+            config: running_config,
             admissions,
             _log: log,
         })
