@@ -101,7 +101,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// How many points a run has; the long run names its own number.
-fn points(quick: u32) -> u32 {
+pub fn points(quick: u32) -> u32 {
     match std::env::var("FOREBAY_KILL9_POINTS") {
         Ok(points) => points.parse().expect("FOREBAY_KILL9_POINTS is a number"),
         Err(_) => quick,
@@ -125,12 +125,23 @@ fn milliseconds(mut times: Vec<Duration>) -> String {
 
 #[test]
 fn a_killed_hub_loses_nothing_acknowledged_and_stores_nothing_twice() {
-    let points = points(8);
+    kill_under_load("sync", points(8));
+}
+
+/// The levels differ in what a power cut takes; the end of the process takes nothing from any of them.
+#[test]
+fn whatever_the_durability_the_end_of_the_process_loses_nothing_acknowledged() {
+    for durability in ["interval=50ms", "os"] {
+        kill_under_load(durability, points(3));
+    }
+}
+
+fn kill_under_load(durability: &str, points: u32) {
     let seed = Chance::seed();
-    println!("kill9: {points} points, seed {seed}");
+    println!("kill9: {durability}, {points} points, seed {seed}");
     let mut chance = Chance::new(seed);
     // Small segments: kills fall into rolls, recycling and snapshots of the duplicate filter too.
-    let mut hub = Hub::start(&["--set", "log.segment_bytes=1MiB"]);
+    let mut hub = Hub::start(&["--set", "log.segment_bytes=1MiB", "--durability", durability]);
     let site = Site::of(&hub);
     let runtime = runtime();
     let devices: Vec<Arc<Loaded>> = (0..DEVICES)
@@ -213,7 +224,7 @@ fn a_killed_hub_loses_nothing_acknowledged_and_stores_nothing_twice() {
         assert_eq!(bodies.len() as u64, *sent, "messages of {}", device.name);
     }
     println!(
-        "kill9: {} messages; restart: {}; until an acknowledgement: {}",
+        "kill9: {durability}: {} messages; restart: {}; until an acknowledgement: {}",
         sent.iter().sum::<u64>(),
         milliseconds(restarts),
         milliseconds(first_acknowledgements)

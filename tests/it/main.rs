@@ -18,6 +18,7 @@ mod hostile;
 mod http;
 mod hub;
 mod kill9;
+mod kill9_state;
 mod memory;
 mod mqtt;
 mod mqtt_identities;
