@@ -244,6 +244,7 @@ impl World {
                 let revoke = Revoke {
                     device_id,
                     generation: None,
+                    kept: None,
                     code: CloseCode::DeviceDisabled,
                     reason: "disabled".to_owned(),
                 };
@@ -415,7 +416,9 @@ impl World {
     pub(super) fn gap(&mut self, device: usize) {
         let life = self.devices[device].life;
         let Some(session) = self.session(device) else { return };
-        if session.opened.is_none() || !session.faults.is_empty() || session.has_to_skip {
+        // Under an older epoch it may be the next message of another life of the buffer, and no gap.
+        let is_old = session.how == Connect::OldEpoch;
+        if session.opened.is_none() || !session.faults.is_empty() || session.has_to_skip || is_old {
             return;
         }
         let first = session.next + 2;
