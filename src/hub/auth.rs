@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::authority::Authorities;
 use super::code::ErrorCode;
-use super::identity::{Authentication, AuthenticationKind, IdentityName, Status};
+use super::identity::{Authentication, AuthenticationKind, IdentityName, Proof, Status};
 use super::policy::{Permissions, Policies, Policy};
 use super::registry::{Registry, RegistryError};
 use super::sas::{Resource, SasError, SasToken};
@@ -60,6 +60,8 @@ pub struct Authenticated {
     pub identity: IdentityName,
     pub generation: Generation,
     pub method: AuthMethod,
+    /// By which credential.
+    pub proof: Proof,
     pub permissions: Permissions,
     /// When the session must end: the token's or the leaf certificate's. `None`: never by itself.
     pub expires: Option<UtcMillis>,
@@ -361,7 +363,7 @@ impl Authenticator {
                 Some(_) => AuthError::ModuleNotFound,
                 None => AuthError::DeviceNotFound,
             })?;
-            return known.admit(wanted, AuthMethod::HubSas, granted.expires);
+            return known.admit(wanted, AuthMethod::HubSas, Proof::POLICY, granted.expires);
         }
         if !resource.names(path) {
             return Err(AuthError::Scope);
@@ -370,19 +372,15 @@ impl Authenticator {
         if known.authentication.kind != AuthenticationKind::Sas {
             return Err(AuthError::WrongKind);
         }
-        if !known
-            .authentication
-            .symmetric_key
-            .any_decoded(|key| token.is_signed_by(key))
-        {
-            return Err(AuthError::Signature);
-        }
+        let keys = &known.authentication.symmetric_key;
+        let key = keys.find_decoded(|key| token.is_signed_by(key));
+        let proof = Proof::of_key(key.ok_or(AuthError::Signature)?);
         let method = if wanted.module.is_some() {
             AuthMethod::ModuleSas
         } else {
             AuthMethod::DeviceSas
         };
-        known.admit(wanted, method, Some(token.expires()))
+        known.admit(wanted, method, proof, Some(token.expires()))
     }
 
     fn by_certificate(
@@ -394,20 +392,20 @@ impl Authenticator {
     ) -> Result<Authenticated, AuthError> {
         let facts = CertificateFacts::read(leaf).ok_or(AuthError::CertificateMalformed)?;
         let known = self.known(wanted)?.ok_or(AuthError::UnknownIdentity)?;
-        match known.authentication.kind {
+        let proof = match known.authentication.kind {
             AuthenticationKind::SelfSigned => {
                 let mut thumbprints = known.authentication.x509_thumbprint.iter();
-                if !thumbprints.any(|thumbprint| has_thumbprint(leaf, thumbprint)) {
-                    return Err(AuthError::Thumbprint);
-                }
+                let found = thumbprints.find(|thumbprint| has_thumbprint(leaf, thumbprint));
+                Proof::of_thumbprint(found.ok_or(AuthError::Thumbprint)?)
             }
             AuthenticationKind::CertificateAuthority => {
                 if !facts.common_name.is_some_and(|ref name| is_name_of(name, wanted)) {
                     return Err(AuthError::CommonName);
                 }
+                Proof::of_authority()
             }
             AuthenticationKind::Sas | AuthenticationKind::None => return Err(AuthError::WrongKind),
-        }
+        };
         if !(facts.not_before..=facts.not_after).contains(&now.seconds()) {
             return Err(AuthError::CertificateExpired);
         }
@@ -422,7 +420,7 @@ impl Authenticator {
         };
         // Valid to the end of the second `not_after` names.
         let expires = UtcMillis(facts.not_after.saturating_add(1).saturating_mul(1000));
-        known.admit(wanted, method, Some(expires))
+        known.admit(wanted, method, proof, Some(expires))
     }
 
     fn by_policy(
@@ -479,6 +477,7 @@ impl Known {
         self,
         wanted: &IdentityName,
         method: AuthMethod,
+        proof: Proof,
         expires: Option<UtcMillis>,
     ) -> Result<Authenticated, AuthError> {
         if !self.is_enabled {
@@ -488,6 +487,7 @@ impl Known {
             identity: wanted.clone(),
             generation: self.generation,
             method,
+            proof,
             permissions: Permissions::DEVICE_CONNECT,
             expires,
         })

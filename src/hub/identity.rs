@@ -164,6 +164,47 @@ pub struct KeyPair {
     pub secondary_key: Option<String>,
 }
 
+/// Which of its credentials proved an identity, so that a change of them ends only what they no longer prove. Means
+/// something within one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Proof(u64);
+
+impl Proof {
+    /// A policy's token, which no change of the identity concerns.
+    pub const POLICY: Self = Self(1);
+    /// A certificate that an authority vouches for.
+    const AUTHORITY: Self = Self(2);
+
+    fn of(credential: &str) -> Self {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let mut hasher = DefaultHasher::new();
+        credential.hash(&mut hasher);
+        Self(hasher.finish().max(3))
+    }
+
+    /// Never 0.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The inverse of `number`; `None` for 0.
+    pub fn from_number(number: u64) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    pub fn of_key(key: &str) -> Self {
+        Self::of(key)
+    }
+
+    pub fn of_thumbprint(thumbprint: &str) -> Self {
+        Self::of(&thumbprint.to_ascii_lowercase())
+    }
+
+    pub fn of_authority() -> Self {
+        Self::AUTHORITY
+    }
+}
+
 /// SHA-1 or SHA-256 of the certificate, hexadecimal without separators.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -223,9 +264,14 @@ impl KeyPair {
     }
 
     /// Whether one of the decoded keys pleases.
-    pub fn any_decoded(&self, mut matches: impl FnMut(&[u8]) -> bool) -> bool {
+    pub fn any_decoded(&self, matches: impl FnMut(&[u8]) -> bool) -> bool {
+        self.find_decoded(matches).is_some()
+    }
+
+    /// The first key that pleases when it is decoded.
+    pub fn find_decoded(&self, mut matches: impl FnMut(&[u8]) -> bool) -> Option<&str> {
         let mut decoded = [0; *KEY_BYTES.end() + 2];
-        self.iter().any(|key| {
+        self.iter().find(|key| {
             let length = STANDARD.decode_slice(key, &mut decoded);
             length.is_ok_and(|length| matches(&decoded[..length]))
         })
@@ -264,6 +310,16 @@ impl ThumbprintPair {
 }
 
 impl Authentication {
+    /// Everything that proves the identity now.
+    pub fn proofs(&self) -> Vec<Proof> {
+        match self.kind {
+            AuthenticationKind::Sas => self.symmetric_key.iter().map(Proof::of_key).collect(),
+            AuthenticationKind::SelfSigned => self.x509_thumbprint.iter().map(Proof::of_thumbprint).collect(),
+            AuthenticationKind::CertificateAuthority => vec![Proof::AUTHORITY],
+            AuthenticationKind::None => Vec::new(),
+        }
+    }
+
     /// Checks, brings into the stored form, and makes keys where type `sas` has none.
     pub(super) fn settle(&mut self, entropy: &dyn Entropy) -> Result<(), InvalidIdentity> {
         // Some SDKs send empty text where they mean none.

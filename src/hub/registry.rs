@@ -21,7 +21,8 @@ use super::entropy::{Entropy, new_etag};
 use super::events::{EventKind, Operation, Recorder, Tally};
 use super::filter;
 use super::identity::{
-    Authentication, AuthenticationKind, DeviceIdentity, IdentityName, InvalidIdentity, KeyPair, ModuleIdentity, Status,
+    Authentication, AuthenticationKind, DeviceIdentity, IdentityName, InvalidIdentity, KeyPair, ModuleIdentity, Proof,
+    Status,
 };
 use super::outbox;
 use super::policy::KeySlot;
@@ -123,6 +124,8 @@ pub struct IdentityChanged {
     pub identity: IdentityName,
     pub generation: Generation,
     pub kind: ChangeKind,
+    /// What proves the identity from now on.
+    pub proofs: Vec<Proof>,
 }
 
 /// What happened. Of several at once the one that concerns sessions most.
@@ -136,7 +139,7 @@ pub enum ChangeKind {
     Enabled,
     /// Sessions of the device and its modules end.
     Deleted,
-    /// The way to prove the identity changed. Sessions that proved it by the old one may be ended.
+    /// The ways to prove the identity changed. Sessions that proved it by one that is gone end.
     KeysChanged,
 }
 
@@ -538,9 +541,9 @@ impl Registry {
                         .clone_from(&made.secondary_key),
                 }
             }
-            Ok(authentication.symmetric_key.clone())
+            Ok((authentication.symmetric_key.clone(), authentication.proofs()))
         };
-        let answer = move |keys, generation| {
+        let answer = move |(keys, proofs), generation| {
             let identity = changed.clone();
             let kind = ChangeKind::KeysChanged;
             (
@@ -549,6 +552,7 @@ impl Registry {
                     identity,
                     generation,
                     kind,
+                    proofs,
                 },
             )
         };
@@ -848,6 +852,7 @@ fn device_changed(identity: DeviceIdentity, kind: ChangeKind) -> Changed<DeviceI
         identity: IdentityName::device(identity.device_id.clone()),
         generation: identity.generation_id,
         kind,
+        proofs: identity.authentication.proofs(),
     };
     Changed { identity, change }
 }
@@ -857,6 +862,7 @@ fn module_changed(identity: ModuleIdentity, kind: ChangeKind) -> Changed<ModuleI
         identity: IdentityName::module(identity.device_id.clone(), identity.module_id.clone()),
         generation: identity.generation_id,
         kind,
+        proofs: identity.authentication.proofs(),
     };
     Changed { identity, change }
 }

@@ -48,6 +48,8 @@ pub async fn open(
     let device = &identity.identity.device;
     let partition = router.partition_of(device);
     let (reply, answer) = oneshot::channel();
+    let link = Arc::new(SessionLink::default());
+    link.set_proof(Some(identity.proof));
     let open = OpenSession {
         session: router.new_session(),
         key: DeviceKey {
@@ -58,7 +60,7 @@ pub async fn open(
         origin: origin(identity),
         epoch,
         is_early,
-        link: Arc::default(),
+        link,
         reply,
     };
     ask(router.inbox(partition), open, answer).await

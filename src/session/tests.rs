@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::hub::entropy::Entropy;
+use crate::hub::identity::Proof;
 use crate::hub::outbox::QueueSettings;
 use crate::hub::throttle::{self, Class, DeviceRates, Rate};
 use crate::hub::{
@@ -130,6 +131,7 @@ pub fn asking() -> Asking {
         identity: IdentityName::device(DeviceId::new("d").unwrap()),
         generation: Generation(3),
         method: AuthMethod::DeviceSas,
+        proof: Proof::POLICY,
         permissions: Permissions::DEVICE_CONNECT,
         expires: None,
     };

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::budget::Reserved;
 use super::link::SessionLink;
 use crate::hub::filter::DeviceKey;
+use crate::hub::identity::Proof;
 use crate::model::{Epoch, Generation, PartitionId};
 use crate::wire::batch::Batch;
 use crate::wire::close::CloseCode;
@@ -135,6 +136,8 @@ pub struct Revoke {
     pub device_id: String,
     /// Only those of the identity with this generation: one module. `None`: the device and all its modules.
     pub generation: Option<Generation>,
+    /// Sessions that were proved by one of these, or by a policy, stay. `None`: none does.
+    pub kept: Option<Vec<Proof>>,
     pub code: CloseCode,
     pub reason: String,
 }

@@ -116,16 +116,33 @@ impl<S: Storage> Router<S> {
     /// Cuts off the sessions that a change of an identity concerns, once their home shard's queue has room.
     // IoT Hub, identity: disabling or deleting a device drops its connections; a changed key ends what was proved by it.
     pub async fn identity_changed(&self, change: &IdentityChanged) {
-        let (code, reason) = match change.kind {
-            ChangeKind::Disabled => (CloseCode::DeviceDisabled, "the device was disabled"),
-            ChangeKind::Deleted => (CloseCode::DeviceDeleted, "the identity was deleted"),
-            ChangeKind::KeysChanged => (CloseCode::Unauthorized, "the identity's credential was changed"),
+        let own = Some(change.generation);
+        let of_modules_too = own.filter(|_| change.identity.module.is_some());
+        let (code, reason, generation, kept) = match change.kind {
+            ChangeKind::Disabled => (
+                CloseCode::DeviceDisabled,
+                "the device was disabled",
+                of_modules_too,
+                None,
+            ),
+            ChangeKind::Deleted => (
+                CloseCode::DeviceDeleted,
+                "the identity was deleted",
+                of_modules_too,
+                None,
+            ),
+            // Modules have keys of their own. Whoever proved himself by one that stays goes on.
+            ChangeKind::KeysChanged => {
+                let reason = "the identity's credential was changed";
+                (CloseCode::Unauthorized, reason, own, Some(change.proofs.clone()))
+            }
             ChangeKind::Created | ChangeKind::Updated | ChangeKind::Enabled => return,
         };
         let device = &change.identity.device;
         let revoke = Revoke {
             device_id: device.as_str().to_owned(),
-            generation: change.identity.module.as_ref().map(|_| change.generation),
+            generation,
+            kept,
             code,
             reason: reason.to_owned(),
         };

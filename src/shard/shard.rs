@@ -26,6 +26,7 @@ use super::observer::{Acknowledged, Appended, Observer};
 use super::router::Partition;
 use crate::hub::IdentityName;
 use crate::hub::filter::{DeviceKey, PersistedFilter, Position};
+use crate::hub::identity::Proof;
 use crate::hub::presence::{Connection, Presence};
 use crate::log::{AppendError, Appender, NewBatch, Storage};
 use crate::model::{Epoch, ModuleId, PartitionId, SequenceNumber, UtcMillis};
@@ -690,9 +691,18 @@ impl<S: Storage, O: Observer> Shard<S, O> {
             .filter(|(key, _)| key.device.as_str() == revoke.device_id)
             .filter(|(key, _)| revoke.generation.is_none_or(|generation| key.generation == generation))
             .map(|(_, session)| *session)
+            .filter(|session| !self.is_kept(*session, revoke))
             .collect();
         for session in sessions {
             self.end(session, revoke.code, &revoke.reason, 0);
+        }
+    }
+
+    fn is_kept(&self, session: SessionId, revoke: &Revoke) -> bool {
+        let proof = self.sessions.get(&session).and_then(|session| session.link.proof());
+        match (&revoke.kept, proof) {
+            (Some(kept), Some(proof)) => proof == Proof::POLICY || kept.contains(&proof),
+            (Some(_), None) | (None, _) => false,
         }
     }
 

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::hub::Hub;
 use crate::peers::{
     Peer, Rooms, Site, append, closed_sample, decode_key, device_token, hello, now_seconds, sample, service_hello,
-    until, within,
+    service_token, until, within,
 };
 
 /// A peer that is let in sends one message and has it acknowledged.
@@ -181,6 +181,70 @@ async fn changing_an_identity_cuts_its_session_at_once() {
     let receipt = neighbour.try_send(&Message::new("still here")).unwrap();
     within(neighbour.acknowledged(receipt)).await.unwrap();
     assert_eq!(neighbour.connects(), 1);
+}
+
+/// IoT Hub, identity: two keys, so that one can be changed while the other is used.
+#[tokio::test]
+async fn a_key_that_is_replaced_ends_what_it_proved_and_nothing_else() {
+    let hub = Hub::start(&[]);
+    let site = Site::of(&hub);
+    site.create_device("d").await;
+    let camera = site
+        .request("module.create", &json!({ "deviceId": "d", "moduleId": "camera" }))
+        .await;
+    let identity = site.request("device.get", &json!({ "deviceId": "d" })).await;
+    let key = |of: &serde_json::Value, slot: &str| of[slot].as_str().unwrap().to_owned();
+    let keys = &identity["authentication"]["symmetricKey"];
+    let (primary, secondary) = (key(keys, "primaryKey"), key(keys, "secondaryKey"));
+    let rotate = async |slot: &str| {
+        let wanted = json!({ "deviceId": "d", "policyKey": slot });
+        site.request("device.regenerate", &wanted).await
+    };
+    let goes_on = async |peer: &mut Peer| peer.write(&append(1, &[b"still here"])).await;
+
+    let module_key = key(&camera["authentication"]["symmetricKey"], "primaryKey");
+    let resource = "localhost/devices/d/modules/camera";
+    let token = sas::generate(resource, &decode_key(&module_key), now_seconds() + 600, None);
+    let mut module = Peer::connect(&site).await;
+    module
+        .say(&Hello {
+            module_id: "camera".to_owned(),
+            ..hello("d", &token)
+        })
+        .await;
+    let _: Welcome = module.hear().await;
+
+    let (mut peer, _) = Peer::device(&site, "d", &device_token("d", &secondary, 3600)).await;
+    rotate("primaryKey").await;
+    goes_on(&mut peer).await;
+    assert_eq!(peer.hear::<Ack>().await.sequence, 1);
+    let renewed = rotate("secondaryKey").await;
+    assert_eq!(peer.closed().await.0, CloseCode::Unauthorized);
+    for old in [&primary, &secondary] {
+        let mut refused = Peer::connect(&site).await;
+        refused.say(&hello("d", &device_token("d", old, 3600))).await;
+        assert_eq!(refused.closed().await.0, CloseCode::Unauthorized);
+    }
+
+    // Renewed by the other key, a session is the other key's.
+    let (mut peer, _) = Peer::device(&site, "d", &device_token("d", &key(&renewed, "primaryKey"), 3600)).await;
+    peer.say(&Renew {
+        token: device_token("d", &key(&renewed, "secondaryKey"), 3600),
+    })
+    .await;
+    let _: Renewed = peer.hear().await;
+    rotate("primaryKey").await;
+    goes_on(&mut peer).await;
+    assert_eq!(peer.hear::<Ack>().await.sequence, 1);
+
+    // A policy's token is no key of the device; and a module's key is none of its device's.
+    drop(peer);
+    let (mut peer, _) = Peer::device(&site, "d", &service_token(&site.owner)).await;
+    rotate("both").await;
+    goes_on(&mut peer).await;
+    assert_eq!(peer.hear::<Ack>().await.sequence, 1);
+    goes_on(&mut module).await;
+    assert_eq!(module.hear::<Ack>().await.sequence, 1);
 }
 
 /// A certificate for `name`, signed by `issuer` or by itself.

@@ -158,6 +158,8 @@ async fn open(devices: &Devices, visited: &Visited, identity: &Authenticated) ->
     let home = home::open(&devices.router, identity, Epoch(0), false)
         .await
         .map_err(|refused| error::of(code_of(&refused), refused))?;
+    // Later tokens of the connection may be made by other keys: a change of any of them ends the session.
+    home.link.set_proof(None);
     // A change of the identity between the attach and the open found no session to end.
     let grant = Grant::Device(identity.identity.clone());
     visited.grant(&grant).map_err(|refused| error::of_auth(&refused))?;

@@ -64,6 +64,7 @@ pub(super) async fn run(
     .map_err(closing_of)?;
     // A change of the identity between the first look and the open would have found no session to end.
     let identity = door.authenticate_device(connection, &device, &hello)?;
+    home.link.set_proof(Some(identity.proof));
     let target = Target {
         door: door.clone(),
         name: identity.identity.clone(),
@@ -241,6 +242,7 @@ impl DeviceSession<'_> {
                     let identity = self
                         .door
                         .authenticate_token(&self.device, &self.module_id, &renew.token)?;
+                    self.home.link.set_proof(Some(identity.proof));
                     self.expires = identity.expires;
                     self.expiry = identity.expires.map(|at| self.door.instant_of(at));
                     self.push_outgoing(

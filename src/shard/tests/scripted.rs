@@ -1,6 +1,7 @@
 //! Accidents that were found once, and cases that chance would seldom meet.
 
 use super::*;
+use crate::hub::identity::Proof;
 
 fn opened_or_error(world: &mut World, device: usize, epoch: Epoch, is_early: bool) -> Result<Opened, OpenError> {
     world.devices[device].epoch = Some(epoch);
@@ -232,10 +233,42 @@ fn a_revoke_of_one_generation_leaves_the_others() {
         let revoke = Revoke {
             device_id: "device-0".into(),
             generation: Some(generation),
+            kept: None,
             code: CloseCode::DeviceDeleted,
             reason: "deleted".into(),
         };
         world.process().shard.handle(Command::Revoke(revoke), now);
         assert_eq!(link.end().map(|end| end.code), expected);
+    }
+}
+
+/// Of two keys one is replaced: whoever proved himself by the other goes on, and so does who came by a policy.
+#[test]
+fn a_revoke_ends_what_was_proved_by_what_is_gone() {
+    let [gone, kept] = ["gone", "kept"].map(Proof::of_key);
+    for (proof, ends) in [
+        (Some(gone), true),
+        (Some(kept), false),
+        (Some(Proof::POLICY), false),
+        (None, true),
+    ] {
+        let mut world = World::new(Durability::Sync);
+        world.step(&Step::Connect {
+            device: 0,
+            how: Connect::Resume,
+        });
+        world.settle();
+        let link = world.process().sessions[0].link.clone();
+        link.set_proof(proof);
+        let revoke = Revoke {
+            device_id: "device-0".into(),
+            generation: Some(world.devices[0].key.generation),
+            kept: Some(vec![kept]),
+            code: CloseCode::Unauthorized,
+            reason: "changed".into(),
+        };
+        let now = world.now();
+        world.process().shard.handle(Command::Revoke(revoke), now);
+        assert_eq!(link.end().is_some(), ends, "{proof:?}");
     }
 }
