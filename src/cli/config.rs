@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::client::tls::TlsError;
 use crate::config::memory::{Memory, Usage};
 use crate::config::{ConfigError, Sources, default_toml, load};
+use crate::server::tls::load_identity;
 
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
@@ -53,6 +55,8 @@ pub enum ConfigCommand {
 pub enum ConfigCommandError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
 }
@@ -65,7 +69,28 @@ impl ConfigArgs {
     pub fn run(self, out: &mut impl Write) -> Result<(), ConfigCommandError> {
         match self.command {
             ConfigCommand::Check { file, set } => {
-                load(&Sources::of_process(Some(file.clone()), set))?;
+                let config = load(&Sources::of_process(Some(file.clone()), set))?;
+                match (&config.quic.certificate_file, &config.quic.key_file) {
+                    (Some(certificate), Some(key)) => match load_identity(certificate, key) {
+                        Ok(_) => {}
+                        // Checked on another machine than it is for.
+                        Err(TlsError::Read { path, source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                            writeln!(
+                                out,
+                                "{}: `serve` needs {}, which is not here",
+                                file.display(),
+                                path.display()
+                            )?;
+                        }
+                        Err(error) => return Err(error.into()),
+                    },
+                    // The two go together.
+                    (_, _) => writeln!(
+                        out,
+                        "{}: `serve` also needs `quic.certificate_file` and `quic.key_file`",
+                        file.display()
+                    )?,
+                }
                 writeln!(out, "{}: correct", file.display())?;
             }
             ConfigCommand::Memory {
@@ -123,6 +148,39 @@ mod tests {
             })
         };
         assert!(check(&[]).unwrap().ends_with(": correct\n"));
+        let folder = path.with_extension("tls");
+        let identity = |name: &str| {
+            let files = crate::server::tls::ensure_dev_certificates(
+                &folder.join(name),
+                &["localhost".to_owned()],
+                std::time::SystemTime::now(),
+            )
+            .unwrap();
+            [files.server_certificate, files.server_key].map(|file| file.display().to_string())
+        };
+        let ([one, own], [_, other]) = (identity("one"), identity("other"));
+        let check_tls = |certificate: &str, key: &str| {
+            check(&[
+                &format!("quic.certificate_file={certificate}"),
+                &format!("quic.key_file={key}"),
+            ])
+        };
+        assert!(check(&[]).unwrap().contains("also needs `quic.certificate_file`"));
+        let both = check_tls(&one, &own).unwrap();
+        assert!(both.ends_with(": correct\n") && both.lines().count() == 1, "{both}");
+        let mixed = check_tls(&one, &other).unwrap_err().to_string();
+        assert!(mixed.contains("do not belong together"), "{mixed}");
+        let key_for_certificate = check_tls(&own, &own).unwrap_err().to_string();
+        assert!(
+            key_for_certificate.contains("has no certificate"),
+            "{key_for_certificate}"
+        );
+        assert!(
+            check_tls("/nonexistent/c.pem", &own)
+                .unwrap()
+                .contains("/nonexistent/c.pem, which is not here")
+        );
+        std::fs::remove_dir_all(&folder).unwrap();
         assert!(
             check(&["log.segment_bytes=1"])
                 .unwrap_err()

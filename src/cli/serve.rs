@@ -33,6 +33,11 @@ impl ServeArgs {
         let config: Config = reread()?;
         let logging = Logging::start(&config)?;
         running::raise_limits();
+        if config.identity.owner_key.is_none() {
+            tracing::warn!(
+                "identity.owner_key and identity.owner_key_file are not set: a new hub's policies have keys that nobody knows"
+            );
+        }
         let tls = tls::DoorTls::load(certificate_files(&config)?, &config)?;
         actix_rt::System::new().block_on(async {
             let server = Server::start(&config, tls, None).await?;

@@ -1,5 +1,8 @@
 //! What must hold between keys, after each holds for itself.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::error::ConfigError;
 use super::keys::Config;
 
@@ -13,6 +16,11 @@ impl Config {
         }
         if self.quic.certificate_file.is_some() != self.quic.key_file.is_some() {
             return conflict("`quic.certificate_file` and `quic.key_file` go together: set both or none".to_owned());
+        }
+        if let Some(key) = &self.identity.owner_key
+            && !STANDARD.decode(&key.0).is_ok_and(|key| (16..=64).contains(&key.len()))
+        {
+            return conflict("`identity.owner_key` is not the base64 of 16 to 64 bytes".to_owned());
         }
         // Each left side must fit into its right side, or one legal message could wait for ever.
         let quic = &self.quic;

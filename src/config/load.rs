@@ -485,10 +485,15 @@ mod tests {
     #[test]
     fn a_secret_comes_from_its_file_without_the_line_break() {
         let folder = Folder::new("secret");
-        let path = folder.file("key", "c2VjcmV0\n");
+        let path = folder.file("key", "AAECAwQFBgcICQoLDA0ODw==\n");
         let flag = format!("identity.owner_key_file={}", path.display());
         let config = load_flag(&flag).unwrap();
-        assert_eq!(config.identity.owner_key, Some(Secret("c2VjcmV0".into())));
+        assert_eq!(
+            config.identity.owner_key,
+            Some(Secret("AAECAwQFBgcICQoLDA0ODw==".into()))
+        );
+        let short = load_flag("identity.owner_key=c2VjcmV0").unwrap_err().to_string();
+        assert!(short.contains("`identity.owner_key` is not the base64"), "{short}");
         let both = load(&Sources {
             flags: vec![flag, "identity.owner_key=eA==".into()],
             ..Sources::default()
