@@ -60,6 +60,28 @@
 //! # }
 //! ```
 
+//! Share a partition with other workers of a group, from its checkpoint on, and keep messages of a device on disk while the
+//! hub is away:
+//!
+//! ```no_run
+//! # use forebay::client::{buffer::{BufferConfig, BufferSync, WhenFull}, device::DeviceOptions};
+//! # use forebay::client::service::{Service, Subscription};
+//! # async fn example(service: Service, mut options: DeviceOptions) -> Result<(), Box<dyn std::error::Error>> {
+//! let subscription = Subscription::checkpoint(0).group("cg2").owner("worker-1", 1).credit_bytes(1 << 20);
+//! let mut cursor = service.subscribe(&subscription).await?;
+//! let chunk = cursor.next().await?;
+//! println!("{} messages", chunk.count()?);
+//! cursor.checkpoint_stored(cursor.position()).await?; // whoever comes after goes on behind them
+//!
+//! options.buffer = BufferConfig {
+//!     bytes_max: 256 << 20,
+//!     when_full: WhenFull::DropOldest,
+//!     directory: Some("/var/lib/pump/outgoing".into()),
+//!     sync: BufferSync::Every(std::time::Duration::from_secs(1)),
+//! };
+//! # Ok(()) }
+//! ```
+
 pub mod backoff;
 pub mod buffer;
 pub mod credential;
