@@ -13,8 +13,8 @@ use crate::model::{DeviceId, Generation, ModuleId, UtcMillis};
 
 /// IoT Hub, identity registry: decoded key length in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
-/// IoT Hub, identity registry: bytes of `statusReason`.
-const STATUS_REASON_BYTES_MAX: usize = 128;
+/// IoT Hub, identity registry: characters of `statusReason`.
+const STATUS_REASON_CHARS_MAX: usize = 128;
 /// Bounds what an identity may store of what the contract leaves open (`attributes`, scopes, `managedBy`).
 const EXTRAS_BYTES_MAX: usize = 8 * 1024;
 
@@ -241,7 +241,7 @@ pub enum InvalidIdentity {
     Thumbprint,
     #[error("x509Thumbprint: type selfSigned needs at least one thumbprint")]
     NoThumbprint,
-    #[error("statusReason: longer than {STATUS_REASON_BYTES_MAX} bytes")]
+    #[error("statusReason: longer than {STATUS_REASON_CHARS_MAX} characters")]
     StatusReason,
     #[error("attributes, scopes and managedBy: together longer than {EXTRAS_BYTES_MAX} bytes")]
     Extras,
@@ -384,7 +384,7 @@ impl DeviceIdentity {
         if self
             .status_reason
             .as_ref()
-            .is_some_and(|reason| reason.len() > STATUS_REASON_BYTES_MAX)
+            .is_some_and(|reason| reason.chars().count() > STATUS_REASON_CHARS_MAX)
         {
             return Err(InvalidIdentity::StatusReason);
         }

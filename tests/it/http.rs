@@ -731,6 +731,19 @@ fn bulk_entries_stand_alone() {
             .status,
         200
     );
+    // A new identity may come with its twin.
+    let with_twin = json!([{
+        "id": "with-twin", "importMode": "create", "statusReason": "ü".repeat(128),
+        "tags": { "room": "hall" }, "properties": { "desired": { "on": true } },
+    }]);
+    assert_eq!(bulk(&with_twin).0, 200);
+    let twin = door
+        .own("GET", &versioned("/twins/with-twin"), &[], &Value::Null)
+        .json();
+    assert_eq!(twin["tags"], json!({ "room": "hall" }));
+    assert_eq!(twin["properties"]["desired"]["on"], true);
+    let long = json!([{ "id": "long", "importMode": "create", "statusReason": "u".repeat(129) }]);
+    assert_eq!(bulk(&long).1["errors"][0]["errorCode"], "ArgumentInvalid");
     let (status, result) = bulk(&json!([{ "id": "b0", "importMode": "create" }]));
     assert_eq!((status, &result["isSuccessful"]), (400, &json!(false)));
 }
