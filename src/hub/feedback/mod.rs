@@ -34,6 +34,9 @@ pub enum Ack {
 }
 
 impl Ack {
+    /// In the order of their numbers in stored records.
+    pub(super) const ALL: [Self; 4] = [Self::None, Self::Positive, Self::Negative, Self::Full];
+
     // IoT Hub, C2D: compared without case, the SDKs differ.
     pub fn from_name(name: &str) -> Option<Self> {
         let all = [

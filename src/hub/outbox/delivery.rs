@@ -17,6 +17,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::millis;
+use super::record::Reader;
 use crate::hub::entropy::Entropy;
 use crate::model::UtcMillis;
 
@@ -110,6 +111,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// In the order of their numbers in stored records.
     pub const ALL: [Self; 5] = [
         Self::Success,
         Self::Expired,
@@ -184,6 +186,39 @@ impl Delivery {
             delivery_count: 0,
             expires,
         }
+    }
+
+    /// As it stands in the record of its queue.
+    pub(super) fn write(&self, into: &mut Vec<u8>) {
+        match self.state {
+            State::Enqueued => into.push(0),
+            State::Invisible { token, until } => {
+                into.push(1);
+                into.extend_from_slice(&<[u8; 16]>::from(token));
+                into.extend_from_slice(&until.0.to_le_bytes());
+            }
+            State::Done(outcome) => into.extend_from_slice(&[2, outcome as u8]),
+        }
+        into.push(self.delivery_count);
+        into.extend_from_slice(&self.expires.0.to_le_bytes());
+    }
+
+    /// The inverse of `write`; `None` for what it does not write.
+    pub(super) fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let state = match from.u8()? {
+            0 => State::Enqueued,
+            1 => State::Invisible {
+                token: LockToken::from(from.array::<16>()?),
+                until: UtcMillis(i64::from_le_bytes(from.array()?)),
+            },
+            2 => State::Done(Outcome::ALL.get(usize::from(from.u8()?)).copied()?),
+            _ => return None,
+        };
+        Some(Self {
+            state,
+            delivery_count: from.u8()?,
+            expires: UtcMillis(i64::from_le_bytes(from.array()?)),
+        })
     }
 
     /// How often it was abandoned.

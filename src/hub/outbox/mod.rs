@@ -16,6 +16,7 @@
 pub mod delivery;
 mod message;
 mod queue;
+mod record;
 mod settings;
 mod store;
 mod tally;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::hub::entropy::testing::Counting;
 use crate::hub::feedback::Feedbacks;
+use crate::hub::identity::DeviceIdentity;
 use crate::hub::outbox::Outcome;
 use crate::hub::registry::{IfMatch, Registry, RegistryError};
 use crate::model::SystemKey;

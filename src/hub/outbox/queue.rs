@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::delivery::{Delivery, LockLost, LockToken, Outcome, Settlement};
+use super::record::Reader;
 use crate::model::UtcMillis;
 
 /// Deliveries, oldest first, each with what its end needs to know.
@@ -50,6 +51,33 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
+    /// As it stands in its record.
+    pub(super) fn write(&self, into: &mut Vec<u8>, write_about: impl Fn(&T, &mut Vec<u8>)) {
+        into.extend_from_slice(&self.next_sequence.to_le_bytes());
+        let slots = u16::try_from(self.slots.len()).expect("a queue is bounded");
+        into.extend_from_slice(&slots.to_le_bytes());
+        for slot in &self.slots {
+            into.extend_from_slice(&slot.sequence.to_le_bytes());
+            slot.delivery.write(into);
+            write_about(&slot.about, into);
+        }
+    }
+
+    /// The inverse of `write`; `None` for what it does not write.
+    pub(super) fn read(from: &mut Reader<'_>, read_about: impl Fn(&mut Reader<'_>) -> Option<T>) -> Option<Self> {
+        let next_sequence = u64::from_le_bytes(from.array()?);
+        let slots = u16::from_le_bytes(from.array()?);
+        let slots = (0..slots).map(|_| {
+            Some(Slot {
+                sequence: u64::from_le_bytes(from.array()?),
+                delivery: Delivery::read(from)?,
+                about: read_about(from)?,
+            })
+        });
+        let slots = slots.collect::<Option<_>>()?;
+        Some(Self { next_sequence, slots })
+    }
+
     /// Deliveries that wait or are locked.
     pub fn depth(&self) -> usize {
         self.slots.len()

@@ -3,20 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use serde::{Deserialize, Serialize};
-
 use arc_swap::ArcSwap;
 
 use super::delivery::{LockLost, LockToken, Settlement};
 use super::message::{self, InvalidMessage};
+use super::record::{Stored, Wish};
 use super::tally::{Counts, Tally};
 use super::{Ended, LOCK, QUEUE_DEPTH_MAX, Queue, QueueSettings, later, queue_key};
 use crate::hub::code::ErrorCode;
-use crate::hub::decide::{Answer, decide, decode, encode};
+use crate::hub::decide::{Answer, decide, decode};
 use crate::hub::entropy::Entropy;
-use crate::hub::feedback::{self, Ack, FeedbackRecord};
-use crate::hub::identity::{DeviceIdentity, IdentityName};
-use crate::hub::json;
+use crate::hub::feedback::{self, FeedbackRecord};
+use crate::hub::identity::{IdentityName, Life};
 use crate::hub::lane::DecisionLanes;
 use crate::hub::registry::{device_key, module_key};
 use crate::model::{DeviceId, Generation, Message, PartitionId, UtcMillis};
@@ -102,23 +100,6 @@ pub struct Swept {
     pub expired: usize,
     /// Where the next sweep goes on; `None` after the last queue.
     pub next: Option<Vec<u8>>,
-}
-
-/// One queue as it is stored.
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    #[serde(with = "json::device_id")]
-    device: DeviceId,
-    #[serde(with = "json::generation")]
-    generation: Generation,
-    queue: Queue<Wish>,
-}
-
-/// Which feedback the sender wants, and about what.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Wish {
-    ack: Ack,
-    message_id: Option<String>,
 }
 
 /// Told when a message of an identity became available: queued, abandoned or given back. On the store's writer thread, so
@@ -492,7 +473,7 @@ impl Outboxes {
         let partition = self.partition(&name.device);
         let key = device_key(partition, &name.device);
         let raw = state.get(Table::Devices, &key)?.ok_or(OutboxError::DeviceNotFound)?;
-        let device: DeviceIdentity = decode(&raw)?;
+        let device: Life = decode(&raw)?;
         let mut unchanged = WriteBatch::new().expect(Table::Devices, key, Expected::Value(raw));
         if let Some(module) = &name.module {
             let key = module_key(partition, &name.device, module);
@@ -520,7 +501,7 @@ struct Open {
 
 impl Open {
     fn read(key: Vec<u8>, raw: Vec<u8>) -> Result<Self, StateError> {
-        let stored = decode(&raw)?;
+        let stored = Stored::decode(&raw)?;
         Ok(Self {
             key,
             raw: Some(raw),
@@ -541,7 +522,7 @@ impl Open {
     /// Adds to the batch what became of the queue; nothing if nothing did.
     fn close(mut self, outboxes: &Outboxes, mut batch: WriteBatch, now: UtcMillis, tally: &Tally) -> WriteBatch {
         self.ended.extend(self.stored.queue.take_ended());
-        let changed = encode(&self.stored);
+        let changed = self.stored.encode();
         if self.raw.as_ref() == Some(&changed) {
             return batch;
         }

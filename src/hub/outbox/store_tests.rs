@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::hub::entropy::testing::Counting;
 use crate::hub::feedback::Feedbacks;
-use crate::hub::identity::ModuleIdentity;
+use crate::hub::identity::{DeviceIdentity, ModuleIdentity};
 use crate::hub::outbox::QUEUE_TABLES;
 use crate::hub::registry::{IfMatch, Registry};
 use crate::model::{ModuleId, SystemKey};
