@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use super::bytes::{Reader, write_binary};
+use super::bytes::{Reader, has_any, write_binary};
 use super::error::Error;
 use super::header::{Header, Kind, write_header};
 use super::properties::{Place, Properties, Property};
@@ -36,7 +36,7 @@ impl<'a> Publish<'a> {
         }
         let topic = reader.text()?;
         // MQTT 3.1.1 [MQTT-3.3.2-2].
-        if memchr_wildcard(topic) {
+        if has_any(topic, [b'+', b'#']) {
             return Err(Error::Topic);
         }
         let packet_id = match qos {
@@ -99,8 +99,4 @@ impl<'a> Publish<'a> {
         }
         Ok(())
     }
-}
-
-fn memchr_wildcard(topic: &str) -> bool {
-    topic.bytes().any(|byte| byte == b'+' || byte == b'#')
 }
