@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::Args;
 use forebay::client::endpoint::TransportOptions;
 use serde::Serialize;
 
 use crate::amqp::Connection;
+use crate::catchup::{CatchupArgs, ranges};
 use crate::cpu::Memory;
 use crate::fleet::{self, FleetOptions};
 use crate::hub::Hub;
@@ -18,6 +20,13 @@ use crate::report::{Figure, Run};
 
 /// Memory is read when what the handshakes needed has been given back.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// What stalled readers ask for, and could have.
+const STALLED_CREDIT: u32 = 10_000;
+const STALLED_MIB: u64 = 64;
+/// Those of `endpoints.json`, and how many may read a partition in each.
+const GROUPS: [&str; 2] = ["$Default", "cg2"];
+const READERS_MAX: usize = 5;
 
 /// Nothing ever comes from it.
 const QUIET: &str = "/messages/servicebound/filenotifications";
@@ -42,14 +51,19 @@ pub struct IdleArgs {
     /// Quiet receivers attached on each AMQP connection
     #[arg(long, value_name = "N", default_value_t = 0)]
     links: u32,
+    /// Over AMQP, each connection has a receiver of the built-in endpoint that asks for 10,000 events and takes none; at most
+    /// 5 for each partition of the two consumer groups
+    #[arg(long, conflicts_with = "links")]
+    stalled: bool,
 }
 
 impl IdleArgs {
     /// # Errors
     /// The hub refuses, or is gone.
-    pub async fn run(&self, hub: &Hub) -> anyhow::Result<Run> {
+    pub async fn run(&self, hub: &mut Hub) -> anyhow::Result<Run> {
         match self.protocol {
             Protocol::Quic => self.run_quic(hub).await,
+            Protocol::Amqp if self.stalled => self.run_stalled(hub).await,
             Protocol::Amqp => self.run_amqp(hub).await,
             Protocol::Mqtt => self.run_mqtt(hub).await,
         }
@@ -66,6 +80,38 @@ impl IdleArgs {
                 }
                 connections.push(connection);
                 progress.set(n as u64);
+            }
+            Ok(connections)
+        };
+        self.measure(hub, connect).await
+    }
+
+    async fn run_stalled(&self, hub: &mut Hub) -> anyhow::Result<Run> {
+        let transport = TransportOptions::default();
+        CatchupArgs::backlog(STALLED_MIB, 1024, 64)
+            .run_fill(hub, &transport)
+            .await?;
+        let service = hub.service(&hub.endpoint(&transport)?).await?;
+        let ranges = ranges(&service).await?;
+        service.close();
+        let filled: Vec<_> = ranges.iter().filter(|range| range.messages() > 0).collect();
+        let seats = filled.len() * GROUPS.len() * READERS_MAX;
+        ensure!(
+            self.sessions <= seats,
+            "there are {seats} places for readers, not {}",
+            self.sessions
+        );
+        let (hub, entity) = (&*hub, hub.entity()?);
+        let connect = async || {
+            let mut connections = Vec::new();
+            for n in 0..self.sessions {
+                let (range, group) = (filled[n % filled.len()], GROUPS[n / filled.len() % GROUPS.len()]);
+                let address = format!("{entity}/ConsumerGroups/{group}/Partitions/{}", range.id);
+                let mut connection = Connection::open(hub, false).await?;
+                connection.receive(0, &address, range.first, true).await?;
+                connection.put_credit(STALLED_CREDIT, 0, 0);
+                connection.flush().await?;
+                connections.push(connection);
             }
             Ok(connections)
         };

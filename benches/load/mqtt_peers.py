@@ -22,7 +22,7 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RELEASE = os.path.join(HERE, "..", "..", "target", "release")
+RELEASE = os.path.normpath(os.path.join(HERE, "..", "..", "target", "release"))
 UNLIMITED = ["mqtt.handshakes_per_second=0", "throttles.connections_per_second=0"]
 
 MOSQUITTO = """
@@ -93,9 +93,9 @@ class Broker:
             self.process.wait()
 
 
-def bench(arguments):
+def bench(programs, arguments):
     """The figures of one run by name."""
-    command = [os.path.join(RELEASE, "forebay-bench"), *arguments, "--json"]
+    command = [os.path.join(programs, "forebay-bench"), *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         print(f"  {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
@@ -109,6 +109,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--sessions", type=int, default=2000, help="of the idle ones, and of the storm")
+    parser.add_argument("--programs", default=RELEASE, help="where forebay and forebay-bench are")
     parser.add_argument("--only", help="parts of workloads' names, separated by commas")
     options = parser.parse_args()
     path = os.environ.get("PATH", "") + ":/usr/sbin:" + os.path.expanduser("~/.cargo/bin")
@@ -135,7 +136,7 @@ def main():
     ]
     wanted = (options.only or "").split(",")
     with tempfile.TemporaryDirectory() as certificates:
-        program = os.path.join(RELEASE, "forebay")
+        program = os.path.join(options.programs, "forebay")
         arguments = ["dev", "--any-ports", "--fleet", "0", "--quiet", "--data", certificates]
         made = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
         while not os.path.exists(os.path.join(certificates, "endpoints.json")) and made.poll() is None:
@@ -151,7 +152,7 @@ def main():
                     common = [*arguments, "--protocol", "mqtt"]
                     if name == "forebay":
                         settings = [part for setting in UNLIMITED for part in ("--set", setting)]
-                        found[name].append(bench([*common, "--start", *settings]))
+                        found[name].append(bench(options.programs, [*common, "--start", *settings]))
                         continue
                     program, template = others[name]
                     broker = Broker(name, program, template, certificates)
@@ -159,7 +160,7 @@ def main():
                         pid, port = str(broker.process.pid), str(broker.port)
                         ca = os.path.join(certificates, "ca.pem")
                         peer = ["--broker", port, "--broker-pid", pid, "--broker-ca", ca]
-                        found[name].append(bench([*common, *peer]))
+                        found[name].append(bench(options.programs, [*common, *peer]))
                     finally:
                         broker.stop()
             print(title)
