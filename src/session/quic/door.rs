@@ -167,8 +167,10 @@ impl Door {
     }
 
     /// First packets that may wait for their turn: longer than this takes, a client would send its packet again.
-    fn waiting_max(&self) -> u64 {
-        (u64::from(self.config.handshakes_per_second) * WAIT_SECONDS_MAX).clamp(1, INCOMING_MAX as u64 / 2)
+    fn waiting_max(&self) -> usize {
+        let served = (self.config.handshakes_per_second as usize).saturating_mul(WAIT_SECONDS_MAX);
+        // Some are held for a moment only, to be told to prove their address.
+        served.clamp(1, INCOMING_MAX - INCOMING_MAX / 16)
     }
 
     /// When a wall-clock time will be, on the monotonic clock that timers follow.
@@ -280,7 +282,7 @@ pub fn transport(config: &Config) -> TransportConfig {
 /// First packets held at a time, those that wait for their turn among them.
 const INCOMING_MAX: usize = 4096;
 /// What the line is long at most. A client gives up after 10 s, and its place would be served for nobody.
-const WAIT_SECONDS_MAX: u64 = 4;
+const WAIT_SECONDS_MAX: usize = 4;
 
 /// A bound port, and how connections to it are taken.
 #[derive(Clone)]
@@ -344,6 +346,8 @@ const RESET_INTERVAL_MIN: Duration = Duration::from_micros(100);
 /// Accepts connections until the endpoint is closed. Runs where the endpoint was bound.
 pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>) {
     let mut round_robin = 0;
+    // Each that waits for its turn holds it from here on: it is counted before its task first runs.
+    let line = Arc::new(());
     while let Some(incoming) = bound.endpoint.accept().await {
         if door.shutdown.is_refusing() {
             incoming.refuse();
@@ -362,7 +366,7 @@ pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>)
                 let _ = incoming.retry();
                 continue;
             }
-            if door.admission.readings().waiting >= door.waiting_max() {
+            if Arc::strong_count(&line) > door.waiting_max() {
                 // It sends its first packet again in a moment, if it still wants to come.
                 door.admission.turned_away();
                 incoming.ignore();
@@ -389,7 +393,7 @@ pub async fn accept(door: Arc<Door>, bound: Bound, arbiters: Vec<ArbiterHandle>)
         if has_turn {
             arrived.serve_on(arbiter);
         } else {
-            actix_rt::spawn(wait(arrived, arbiter));
+            actix_rt::spawn(wait(arrived, arbiter, line.clone()));
         }
     }
 }
@@ -411,7 +415,7 @@ impl Arrived {
 }
 
 /// Serves a connection when its turn has come.
-async fn wait(arrived: Arrived, arbiter: Option<ArbiterHandle>) {
+async fn wait(arrived: Arrived, arbiter: Option<ArbiterHandle>, _line: Arc<()>) {
     let door = arrived.counted.0.clone();
     tokio::select! {
         biased;
