@@ -203,6 +203,16 @@ mod tests {
                 own.level == Level::Ok && own.text.contains("served by this hub"),
                 "{own:?}"
             );
+            let elsewhere = owner::Process {
+                pid: me.pid + 1,
+                ..me.clone()
+            };
+            let beside = port_finding(&port, &patient(Some(elsewhere)));
+            assert_eq!(
+                beside.level,
+                Level::Fail,
+                "another process, of the same name: {beside:?}"
+            );
             let foreign = port_finding(&port, &patient(None));
             let holder = format!("in use by {me}");
             assert!(
