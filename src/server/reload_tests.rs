@@ -24,6 +24,9 @@ fn folder(name: &str) -> Folder {
     Folder(path)
 }
 
+/// One that a policy may have.
+const KEY: &str = "YSBrZXkgdGhhdCBvbmx5IHRoaXMgdGVzdCBrbm93cy4=";
+
 /// What a hub under test is started with.
 fn base(folder: &Folder) -> Vec<String> {
     let data = folder.0.display();
@@ -52,13 +55,14 @@ fn config(set: Vec<String>) -> Result<Config, ConfigError> {
 fn changed(key: &Key, base: &[String], running: &Config, folder: &Folder) -> Config {
     let (name, data) = (key.dotted(), folder.0.display().to_string());
     let secret = folder.0.join("secret");
-    std::fs::write(&secret, "c2VjcmV0").unwrap();
+    std::fs::write(&secret, KEY).unwrap();
     let (min, max) = key.range.clone().unwrap_or_default();
     let mut candidates: Vec<String> = [min, max].iter().map(|end| end.trim_matches('"').to_owned()).collect();
     // A step from the default, where the ends contradict other keys.
     candidates.extend(["8MiB", "4MiB", "512KiB", "128KiB", "64KiB"].map(str::to_owned));
     candidates.extend([
         "127.0.0.1:1".to_owned(),
+        KEY.to_owned(),
         format!("{data}/other.pem"),
         secret.display().to_string(),
         "os".to_owned(),
