@@ -21,6 +21,9 @@ mod presence;
 pub mod reload;
 mod resumption;
 mod running;
+mod sampling;
+mod settings;
+mod shards;
 mod sweeper;
 mod throttles;
 pub mod tls;
@@ -30,11 +33,10 @@ pub use amqp::EVENTHUB_NAME;
 use mqtt::MqttTunnel;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use actix::{Actor, Addr};
+use actix::Addr;
 use actix_rt::Arbiter;
 use anyhow::Context as _;
 use tokio::sync::oneshot;
@@ -43,16 +45,16 @@ use crate::config::Config;
 use crate::http;
 use crate::hub::filter::PersistedFilter;
 use crate::hub::{
-    Authenticator, Authorities, Entropy, EventKind, EventSettings, Events, Feedbacks, Groups, HubConfig, Live,
-    Outboxes, Policies, Presence, QueueSettings, Recorder, Registry, Subscriptions, Throttles, Twins, meta::HubMeta,
+    Authenticator, Authorities, Entropy, Events, Feedbacks, Groups, HubConfig, Live, Outboxes, Policies, Presence,
+    Recorder, Registry, Subscriptions, Throttles, Twins, meta::HubMeta,
 };
-use crate::log::{self, Appender, DiskStorage, Log, Retention};
+use crate::log::{DiskStorage, Log};
 use crate::metrics::console::ConsoleFacts;
 use crate::metrics::mqtt::MqttFacts;
 use crate::metrics::observe::{AmqpFacts, DiskFacts, HttpFacts, QuicFacts, ShardFacts, ThrottleFacts};
-use crate::metrics::{self, Backpressure, Commands, Metrics, OpsState, Phase, Readiness, SessionKind};
+use crate::metrics::{self, Metrics, OpsState, Phase, Readiness, SessionKind};
 use crate::model::time::Clock;
-use crate::model::{PolicyName, SequenceNumber, UtcMillis};
+use crate::model::{PolicyName, UtcMillis};
 use crate::net::admission::Admission;
 use crate::service::amqp::Services;
 use crate::service::eventhubs::{self, EventHubs};
@@ -62,27 +64,20 @@ use crate::session::http::Devices;
 use crate::session::quic::door::{self, Door, HubParts};
 use crate::shard::Durability;
 use crate::shard::actor::{End, Poll, ShardActor};
-use crate::shard::budget::{Budgets, Cause};
-use crate::shard::filter::DuplicateFilter;
+use crate::shard::budget::Budgets;
 use crate::shard::inbox::Inbox;
 use crate::shard::keeper::Keeper;
 use crate::shard::lines::Lines;
-use crate::shard::recovery;
-use crate::shard::router::{Partition, Router, shard_of};
-use crate::shard::shard::Shard;
+use crate::shard::router::Router;
 use crate::shard::syncer::{Bell, Syncer};
 use crate::state::{RedbConfig, RedbState, State};
 
 use running::Running;
+use sampling::{Told, beat, sample};
+use settings::{Settings, event_kinds, event_settings, queue_settings};
+use shards::{replay_filters, start_shards};
 use tls::DoorTls;
 
-/// How often the figures that nobody pushes (sizes, positions, depths) are taken.
-const SAMPLE_EVERY: Duration = Duration::from_millis(500);
-const BEAT_EVERY: Duration = Duration::from_secs(1);
-/// Requests are short: what has not ended by then is not going to.
-const HTTPS_DRAIN_MAX: Duration = Duration::from_secs(5);
-/// A client that takes nothing for this long is gone, or might as well be: every SDK reads its socket all the time.
-const HTTPS_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// The policy with all rights.
 pub const OWNER_POLICY: &str = crate::hub::policy::OWNER;
 
@@ -156,74 +151,6 @@ pub struct Server {
     admissions: Admissions,
     // Last: the directory stays taken until everything above is gone.
     _log: Log<DiskStorage>,
-}
-
-/// The parts of a configuration in the terms of the rooms they are for.
-struct Settings {
-    data: PathBuf,
-    shards: usize,
-    durability: Durability,
-    log: log::Config,
-    quic: crate::session::quic::config::Config,
-    https: http::Config,
-}
-
-impl Settings {
-    fn of(config: &Config) -> Self {
-        let process = &config.process;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let durability = match process.durability {
-            crate::config::Durability::Sync => Durability::Sync,
-            crate::config::Durability::Interval(interval) => Durability::Interval(interval),
-            crate::config::Durability::Os => Durability::Os,
-        };
-        let shards = match process.shards {
-            0 => cores,
-            shards => usize::from(shards),
-        };
-        let u32_of = |bytes: crate::config::Bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX);
-        Self {
-            data: process.data_dir.clone(),
-            shards,
-            durability,
-            log: log::Config {
-                segment_bytes: config.log.segment_bytes.0,
-                index_interval_bytes: u32_of(config.log.index_interval_bytes),
-                retention_ms: retention(config).ms,
-                retention_bytes: retention(config).bytes,
-                ..log::Config::default()
-            },
-            quic: crate::session::quic::config::Config {
-                listen: config.quic.listen,
-                sessions_max: config.quic.sessions_max as usize,
-                idle_timeout: config.quic.idle_timeout,
-                handshake_timeout: config.quic.handshake_timeout,
-                handshakes_per_second: config.quic.handshakes_per_second,
-                udp_payload_bytes_max: config.quic.udp_payload_bytes_max,
-                stream_window_bytes: u32_of(config.quic.stream_window_bytes),
-                connection_window_bytes: u32_of(config.quic.connection_window_bytes),
-                send_window_bytes: u32_of(config.quic.send_window_bytes),
-                consumer_send_window_bytes: u32_of(config.quic.consumer_window_bytes),
-                service_streams_max: 1024,
-                batch_bytes_max: u32_of(config.quic.batch_bytes_max),
-                message_bytes_max: u32_of(config.limits.message_bytes_max),
-                inflight_bytes_max: u32_of(config.quic.inflight_bytes_max),
-            },
-            https: http::Config {
-                listen: config.https.listen,
-                workers: shards,
-                connections_max: config.https.connections_max as usize,
-                head_timeout: config.https.head_timeout,
-                body_timeout: config.https.body_timeout,
-                keep_alive: config.https.keep_alive,
-                stall_timeout: HTTPS_STALL_TIMEOUT,
-                body_bytes_max: u32_of(config.https.body_bytes_max) as usize,
-                busy_timeout: config.https.busy_timeout,
-                message_bytes_max: u32_of(config.limits.message_bytes_max) as usize,
-                drain_timeout: process.drain_timeout.min(HTTPS_DRAIN_MAX),
-            },
-        }
-    }
 }
 
 impl Server {
@@ -685,8 +612,6 @@ impl Server {
     }
 }
 
-type OwnedPartition = (Appender<DiskStorage>, Arc<Partition<DiskStorage>>, DuplicateFilter);
-
 /// Puts a configured key in force, so that whoever deploys the hub decides what services connect with.
 fn set_owner_key(policies: &Policies, key: &str) -> anyhow::Result<()> {
     let name = PolicyName::new(OWNER_POLICY)?;
@@ -696,83 +621,6 @@ fn set_owner_key(policies: &Policies, key: &str) -> anyhow::Result<()> {
         policies.wait(|done| policies.put(owner, done))?;
     }
     Ok(())
-}
-
-/// Rebuilds every partition's duplicate filter, in parallel. A partition whose log cannot give it is closed: its consumers
-/// read on, its devices are refused, and the others serve.
-fn replay_filters(
-    persisted: &PersistedFilter,
-    appenders: Vec<Appender<DiskStorage>>,
-) -> anyhow::Result<Vec<OwnedPartition>> {
-    std::thread::scope(|scope| {
-        let replays: Vec<_> = appenders
-            .into_iter()
-            .map(|appender| {
-                scope.spawn(move || -> anyhow::Result<OwnedPartition> {
-                    let view = appender.view().clone();
-                    let (filter, covered) = match recovery::rebuild(&view, persisted) {
-                        Ok(rebuilt) => rebuilt,
-                        Err(error) if error.is_of_partition() => {
-                            tracing::error!(partition = %view.partition(), %error, "no duplicate filter: the partition is closed");
-                            view.close_after(std::io::Error::other(error));
-                            // Nothing is covered: retention leaves what a repaired log will be asked for.
-                            (DuplicateFilter::default(), SequenceNumber(0))
-                        }
-                        Err(error) => {
-                            return Err(error).with_context(|| format!("duplicate filter of partition {}", view.partition()));
-                        }
-                    };
-                    let partition = Arc::new(Partition::new(view, covered));
-                    Ok((appender, partition, filter))
-                })
-            })
-            .collect();
-        replays
-            .into_iter()
-            .map(|replay| replay.join().expect("a replay does not panic"))
-            .collect()
-    })
-}
-
-#[allow(clippy::too_many_arguments)]
-fn start_shards(
-    arbiters: &[Arbiter],
-    router: &Arc<Router<DiskStorage>>,
-    owned: Vec<OwnedPartition>,
-    persisted: &PersistedFilter,
-    presence: &Presence,
-    settings: &Settings,
-    metrics: &Arc<Metrics>,
-    bell: &Arc<Bell>,
-    clock: &Arc<dyn Clock>,
-) -> Actors {
-    let mut shards: Vec<_> = (0..arbiters.len())
-        .map(|shard| {
-            let facts = ShardFacts {
-                cell: metrics.shard(shard),
-                metrics: metrics.clone(),
-            };
-            let inbox = router.inboxes()[shard].clone();
-            let mut shard = Shard::new(inbox, persisted.clone(), settings.durability, Instant::now, facts);
-            shard.set_presence(presence.clone());
-            shard
-        })
-        .collect();
-    for (appender, partition, filter) in owned {
-        let shard = shard_of(partition.view.partition(), shards.len());
-        shards[shard].adopt(appender, partition, filter);
-    }
-    shards
-        .into_iter()
-        .zip(arbiters)
-        .enumerate()
-        .map(|(index, (shard, arbiter))| {
-            let inbox = router.inboxes()[index].clone();
-            let bell = (settings.durability != Durability::Os).then(|| bell.clone());
-            let actor = ShardActor::new(shard, inbox, clock.clone(), bell, persisted.clone());
-            ShardActor::start_in_arbiter(&arbiter.handle(), move |_| actor)
-        })
-        .collect()
 }
 
 /// Binds the endpoint on the first arbiter and accepts from there.
@@ -795,42 +643,6 @@ async fn open_door(
         drop(sender.send(bound.map(|bound| bound.endpoint)));
     });
     Ok(receiver.await.context("the first arbiter ended")??)
-}
-
-/// The configuration's ranges are those of the settings.
-fn queue_settings(config: &Config) -> QueueSettings {
-    let commands = &config.commands;
-    let count = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
-    QueueSettings {
-        default_ttl: commands.default_ttl,
-        delivery_count_max: count(commands.delivery_count_max),
-        feedback_ttl: commands.feedback_ttl,
-        feedback_delivery_count_max: count(commands.feedback_delivery_count_max),
-        feedback_lock: commands.feedback_lock,
-    }
-}
-
-fn event_settings(config: &Config) -> EventSettings {
-    EventSettings {
-        retention: config.events.retention,
-        records_max: u64::from(config.events.records_max),
-    }
-}
-
-fn retention(config: &Config) -> Retention {
-    Retention {
-        ms: i64::try_from(config.log.retention.as_millis()).unwrap_or(i64::MAX),
-        bytes: config.log.retention_bytes.0,
-    }
-}
-
-fn event_kinds(config: &Config) -> Vec<EventKind> {
-    let kind = |kind: &crate::config::EventKind| match kind {
-        crate::config::EventKind::Connection => EventKind::Connection,
-        crate::config::EventKind::Lifecycle => EventKind::LifeCycle,
-        crate::config::EventKind::Twin => EventKind::Twin,
-    };
-    config.events.kinds.iter().map(kind).collect()
 }
 
 /// The key of stateless resets: kept, so that a restarted hub can tell its clients at once that their connections are
@@ -861,82 +673,4 @@ fn write_secret(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(bytes)
-}
-
-/// Says that this thread turns, for `/healthz`: whatever blocks a shard's thread for good also ends this.
-async fn beat(readiness: Arc<Readiness>, thread: usize) {
-    loop {
-        readiness.beat(thread, Instant::now());
-        tokio::time::sleep(BEAT_EVERY).await;
-    }
-}
-
-fn backpressure(cause: Cause) -> Backpressure {
-    match cause {
-        Cause::Session => Backpressure::Session,
-        Cause::Partition => Backpressure::Partition,
-        Cause::Shard => Backpressure::Shard,
-    }
-}
-
-/// Who counts by itself and is asked.
-struct Told {
-    recorder: Recorder,
-    events: Events,
-    outboxes: Outboxes,
-    lines: Lines,
-    /// By door.
-    admissions: Admissions,
-}
-
-/// Takes the figures that nobody pushes.
-async fn sample(metrics: Arc<Metrics>, router: Arc<Router<DiskStorage>>, door: Arc<Door>, told: Told) {
-    let mut sampled = Instant::now();
-    loop {
-        metrics.set_quic_connections(door.sessions() as u64);
-        let now = Instant::now();
-        metrics.passed(now.duration_since(std::mem::replace(&mut sampled, now)));
-        for (door, admission) in &told.admissions {
-            metrics.set_admission(door, admission.readings());
-        }
-        let names = EventKind::ALL.iter().map(|kind| kind.name());
-        metrics.set_events(names.zip(told.recorder.recorded()), told.events.dropped());
-        let counts = told.outboxes.counts();
-        metrics.set_commands(Commands {
-            queued: counts.queued(),
-            delivered: counts.delivered(),
-            ended: counts
-                .ended()
-                .map(|(outcome, count)| (outcome.label(), count))
-                .collect(),
-            methods: told
-                .lines
-                .calls_ended()
-                .map(|(outcome, count)| (outcome.label(), count))
-                .collect(),
-        });
-        for partition in router.partitions() {
-            let cell = metrics.partition(partition.view.partition());
-            let statistics = partition.view.statistics();
-            cell.set_size(statistics.bytes, statistics.segments);
-            cell.set_next_sequence(partition.view.durable().0);
-            let id = partition.view.partition();
-            let inflight = router.inbox(id).budgets.partition_inflight_bytes(id);
-            cell.set_inflight(inflight.into());
-        }
-        for (shard, inbox) in router.inboxes().iter().enumerate() {
-            let cell = metrics.shard(shard);
-            cell.set_queue(inbox.depth() as u64);
-            cell.set_inflight(u64::from(inbox.budgets.inflight_bytes()));
-            for cause in Cause::ALL {
-                cell.set_backpressure(backpressure(cause), inbox.budgets.waited_ns(cause));
-            }
-        }
-        for (group, partition, next) in door.readers.positions() {
-            if let Some(position) = metrics.position(&group, partition) {
-                position.set(next.0);
-            }
-        }
-        tokio::time::sleep(SAMPLE_EVERY).await;
-    }
 }
