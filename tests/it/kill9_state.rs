@@ -226,8 +226,14 @@ async fn report(known: Rc<Known>, device: forebay::client::device::Device) {
         if known.is_stopped() {
             return;
         }
-        let Ok(version) = within(twin.report(&format!(r#"{{"n":{number}}}"#), None)).await else {
-            continue;
+        let version = match within(twin.report(&format!(r#"{{"n":{number}}}"#), None)).await {
+            Ok(version) => version,
+            Err(error) => {
+                // A device that was given up answers at once and for ever.
+                assert!(device.failure().is_none(), "{name}: {error}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
         };
         let mut known = known.reported.borrow_mut();
         let (last, _) = known.entry(name.clone()).or_default();
