@@ -187,9 +187,10 @@ step("a message reaches the device; its queue is counted and purged", async () =
   for (const number of [1, 2]) {
     await messages.getByLabel("Body", { exact: true }).fill("wait");
     await messages.getByRole("button", { name: "Send" }).click();
-    await page.getByText(`Queued as number ${number}, until`).waitFor();
+    await messages.getByText(number === 1 ? "1 message waits for the device." : "2 messages wait for the device.").waitFor();
+    // What the other device was told may still be shown.
+    await page.getByText(`Queued as number ${number}, until`).last().waitFor();
   }
-  await messages.getByText("2 messages wait for the device.").waitFor();
   await messages.getByRole("button", { name: "Purge the queue" }).click();
   await page.getByRole("dialog").getByRole("button", { name: "Purge" }).click();
   await page.getByText("2 messages were removed").waitFor();

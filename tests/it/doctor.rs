@@ -15,6 +15,8 @@ use crate::hub::{Ended, Hub, PROGRAM, run, until};
 use crate::peers::sample;
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// A certificate's times are of whole seconds, and so no age is told at its very edge.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A machine that is about to run `forebay serve`.
 struct Site {
@@ -134,8 +136,8 @@ fn a_machine_that_is_fit_has_no_failure() {
 #[test]
 fn each_thing_that_is_wrong_is_named_and_ends_with_1() {
     let fit = Site::new("wrong", DAY);
-    let expired = Site::new("expired", 731 * DAY);
-    let ending = Site::new("ending", 720 * DAY);
+    let expired = Site::new("expired", 731 * DAY + MINUTE);
+    let ending = Site::new("ending", 720 * DAY + MINUTE);
     let garbage = Site::new("garbage", DAY);
     fs::write(garbage.tls("server.pem"), "nothing\n").unwrap();
     let foreign_key = Site::new("foreign", DAY);
